@@ -101,14 +101,14 @@ class Suite:
     bars: tuple[Bar, ...] = ()
 
     def run(self, patterns: Sequence[str] = ()) -> int:
-        """Time, print and keep the rows, or those whose names match beside the ones kept before;
-        1 where a bar was missed, else 0."""
+        """Time, print and keep the rows, or those that match beside the kept; 1: a bar missed."""
         run = Comparison(self.name, measure.stamp(measure.pin_threads(0)))
         if patterns and (store.FOLDER / f"{self.name}.json").exists():
             run.rows = load(self.name).rows
-        for row in self.rows():
-            if patterns and not any(fnmatchcase(row.what, pattern) for pattern in patterns):
-                continue
+        rows = [r for r in self.rows() if any(fnmatchcase(r.what, p) for p in patterns or "*")]
+        if not rows:
+            raise ValueError(f"no row of {self.name} matches {' '.join(patterns)!r}")
+        for row in rows:
             numbers = run.rows[row.what] = row.measure()
             print(row.what, {k: float(f"{v:.3g}") for k, v in numbers.items()}, file=sys.stderr)
         print(f"{run.stamp['cpu']}, {run.stamp['threads']} threads")

@@ -98,6 +98,8 @@ def load(label: str) -> Result:
         stored = ", ".join(sorted({p.stem for f in folders for p in f.glob("*.json")})) or "none"
         raise FileNotFoundError(f"no result {label!r}; stored: {stored}")
     content = json.loads(path.read_text())
+    if "label" not in content:
+        raise ValueError(f"{label!r} is a suite's result: python -m benchmarks {path.stem}")
     result = Result(content["label"], content["stamp"])
     result.roofs = {int(threads): Roof(**roof) for threads, roof in content["roofs"].items()}
     for row in content["rows"]:

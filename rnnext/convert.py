@@ -219,7 +219,8 @@ def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False)
 def _to_rnnext(embedding: bool = True, subclass: bool = False) -> _Classes:
     classes = {**_CELLS, nn.Embedding: Embedding} if embedding else dict(_CELLS)
     for theirs, (ours, of_theirs, of_lengths) in _LAYERS.items():
-        classes |= dict.fromkeys((theirs, of_lengths), of_theirs if subclass else ours)
+        wanted, other = (of_theirs, ours) if subclass else (ours, of_theirs)
+        classes |= dict.fromkeys((theirs, other, of_lengths), wanted)
     return classes
 
 
@@ -253,7 +254,7 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     wholes = [module for module in model.modules() if isinstance(module, EmbeddingRNN)]
     parts = {id(part) for whole in wholes for part in whole.children()}
-    theirs = _to_rnnext()
+    theirs = {*to_torch().values(), *to_torch(lengths=True).values()}
     for name, module in model.named_modules():
         old = class_of(module)
         new = classes.get(old)
@@ -261,7 +262,7 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
             reason = _no_counterpart(old, classes)
         elif "forward" in vars(module):
             reason = "its forward has been replaced"
-        elif new in theirs:
+        elif new in theirs or old not in theirs:
             reason = "it is part of an EmbeddingRNN" if id(module) in parts else ""
         else:
             reason = _no_kernel(module)

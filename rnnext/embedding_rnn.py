@@ -163,7 +163,7 @@ class EmbeddingRNN(nn.Module):
             return None  # these attributes, if set later, need the indices of all tokens
         if torch._C._get_tracing_state() is not None or is_exporting():
             return None
-        V, N = embedding.num_embeddings, tokens.numel()
+        V, N = embedding.weight.shape[0], tokens.numel()
         uncounted = (
             N * embedding.embedding_dim * rnn.hidden_size < COUNTED_WORK
             or V > COUNTED_ROWS

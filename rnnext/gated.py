@@ -139,8 +139,7 @@ class GRUCell(Cell[Tensor], nn.GRUCell):
         input_size, hidden_size, bias, device, dtype: as :class:`rnnext.RNNCell`'s.
 
     Attributes:
-        weight_ih, weight_hh, bias_ih, bias_hh: as a layer's of :class:`rnnext.GRU`; the biases may
-            be ``None``.
+        weight_ih, weight_hh, bias_ih, bias_hh: as a :class:`rnnext.GRU`'s; biases may be ``None``.
     """
 
     _cell = "gru"
@@ -153,8 +152,7 @@ class LSTMCell(Cell[Pair], nn.LSTMCell):
         input_size, hidden_size, bias, device, dtype: as :class:`rnnext.RNNCell`'s.
 
     Attributes:
-        weight_ih, weight_hh, bias_ih, bias_hh: as a layer's of :class:`rnnext.LSTM`; the biases may
-            be ``None``.
+        weight_ih, weight_hh, bias_ih, bias_hh: as a :class:`rnnext.LSTM`'s; biases may be ``None``.
     """
 
     _cell = "lstm"

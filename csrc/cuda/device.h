@@ -17,8 +17,7 @@
 
 namespace rnnext::cuda {
 
-// The architecture that is compiled for, as __CUDA_ARCH__ counts; no limit for the host, where
-// everything must compile.
+// The architecture that is compiled for, as __CUDA_ARCH__ counts; for the host, no limit.
 #ifdef __CUDA_ARCH__
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else

@@ -73,6 +73,10 @@ def test_the_tables_of_comparisons_are_those_of_the_kept_ones(tmp_path, monkeypa
     copies = [tmp_path / page.relative_to(ROOT) for page in pages]
     for page, copy in zip(pages, copies, strict=True):
         copy.write_text(page.read_text())
+    with pytest.raises(ValueError, match="no row of features matches 'nonsense'"):
+        compared.suite("features").run(["nonsense"])
+    with pytest.raises(ValueError, match="'features' is a suite's result"):
+        store.load("features")
     kept = {name: compared.load(name, store.KEPT) for name in compared.NAMES}
     monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
     for name, run in kept.items():

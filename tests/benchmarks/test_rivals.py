@@ -51,8 +51,7 @@ def test_a_rival_that_is_wrong_is_not_timed():
 @pytest.mark.parametrize("B", [1, 3])
 def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B, cell):
     case = cases.Case("step", "infer", B=B, I=4, H=6, cell=cell)
-    data = contract.Data(case)
-    rnn = contract.layer_of(torch.nn, case)
+    data, rnn = contract.Data(case), contract.layer_of(torch.nn, case)
     rnn.load_state_dict(data.state)
     with torch.no_grad():
         second = rnn(data.input.expand(2, B, 4))[0][1]

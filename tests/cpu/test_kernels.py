@@ -112,10 +112,8 @@ def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
     )
     between = arguments.call(recurrence)[0]
     for pre, h in ((every, tanh(every)), (pair.double().sum(dim=2), between)):
-        wanted = pre.double().flatten().tanh()
-        info = torch.finfo(dtype)
-        exponent = torch.frexp(wanted.abs().clamp(min=info.tiny)).exponent - 1
-        ulp = info.eps * 2 ** exponent.double()
+        wanted, info = pre.double().flatten().tanh(), torch.finfo(dtype)
+        ulp = info.eps * 2 ** (torch.frexp(wanted.abs().clamp(min=info.tiny)).exponent - 1).double()
         assert ((h.double().flatten() - wanted).abs() / ulp).max() <= 0.55
         assert h.abs().max() == 1
 
@@ -195,8 +193,7 @@ def test_a_diverged_weight_shows_in_the_first_step(size, dtype, broken, cell, th
     """Zeros times NaN or inf are NaN, as in torch.nn, though kernels skip zeros."""
     (B, H, T), both = size, (False, True)
     arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=both, dtype=dtype, cell=cell)
-    finite = arguments.call(recurrence)[0]
-    unit = H // 2
+    finite, unit = arguments.call(recurrence)[0], H // 2
     arguments.weight_hh[1][unit - H, H - 1] = broken  # of the last gate
     output = arguments.call(recurrence)[0]
     first = output[T - 1, :, H:]

@@ -228,8 +228,7 @@ CHOICES = {
 @pytest.mark.parametrize("what", CHOICES)
 def test_what_is_chosen(what):
     for size, options, expected in CHOICES[what]:
-        found = plan(*size, **options)
-        assert {key: found[key] for key in expected} == expected, (size, options)
+        assert plan(*size, **options).items() >= expected.items(), (size, options)
 
 
 def test_the_estimate_falls_with_threads_and_rises_with_rows():

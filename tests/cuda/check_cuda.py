@@ -29,9 +29,8 @@ def test_second_derivatives(cell):
 
 
 def test_autocast_runs_in_the_narrow_type():
-    rnn = rnnext.RNN(8, 32, device=DEVICE)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        output, _ = rnn(torch.randn(4, 2, 8, device=DEVICE))
+        output, _ = rnnext.RNN(8, 32, device=DEVICE)(torch.randn(4, 2, 8, device=DEVICE))
     assert output.dtype == torch.bfloat16
 
 

@@ -67,8 +67,7 @@ def test_a_backward_pass_in_autocast_keeps_its_dtype():
     given = samples.make(T=3, B=2, I=4, H=6, dtype=torch.float32).backward_of(recurrence)
     expected = tree_leaves(given.call(recurrence_backward))
     with torch.autocast("cpu", torch.bfloat16):
-        actual = tree_leaves(given.call(recurrence_backward))
-    assert same(actual, expected)
+        assert same(tree_leaves(given.call(recurrence_backward)), expected)
 
 
 def test_too_few_resident_blocks_take_the_step_path(small, monkeypatch):

@@ -31,8 +31,7 @@ def test_gather(dtype, columns):
 
 
 def test_gather_from_a_strided_and_from_an_unaligned_table():
-    table = torch.randn(20, 24)
-    indices = torch.randint(0, 20, (3, 11))
+    table, indices = torch.randn(20, 24), torch.randint(0, 20, (3, 11))
     unaligned = torch.randn(161)[1:].view(20, 8)
     for weight in (table[:, 4:12], table[:, 3:13], table[:, ::2], unaligned):
         assert torch.equal(embedding(weight, indices), weight[indices])
@@ -56,8 +55,7 @@ later = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="the CPU 
 @pytest.mark.parametrize("columns", [5, 129])
 @pytest.mark.parametrize("bad", [50, -1, 2**40, -(2**40)])
 def test_an_index_out_of_range_gives_zeros_and_is_named_later(bad, columns):
-    weight = torch.randn(50, columns)
-    indices = torch.randint(0, 50, (70,))
+    weight, indices = torch.randn(50, columns), torch.randint(0, 50, (70,))
     indices[61] = bad
     output = embedding(weight, indices)
     assert output[61].eq(0).all()

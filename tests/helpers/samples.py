@@ -81,8 +81,7 @@ class Recurrence:
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Recurrence:
         """The same arguments with these in the place of :meth:`float_tensors`."""
-        following = iter(tensors)
-        quiet = replace(self, noise=[])
+        following, quiet = iter(tensors), replace(self, noise=[])
         quiet = quiet.map(lambda t: next(following) if t.is_floating_point() else t)
         return replace(quiet, noise=self.noise)
 

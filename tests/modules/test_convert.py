@@ -51,8 +51,7 @@ def test_convert_keeps_results_and_modules_and_revert_undoes_it(caplog):
     model.cell.weight_hh.requires_grad_(False)
     model.cell.register_forward_hook(lambda *_: hooked.append(type(model.cell)))
     classes = {name: type(m) for name, m in model.named_modules()}
-    parameters = dict(model.named_parameters())
-    before = results(model, indices)
+    parameters, before = dict(model.named_parameters()), results(model, indices)
     with caplog.at_level(logging.INFO, logger="rnnext"):
         for change, count in ((rnnext.convert, 8), (rnnext.convert, 0)):
             caplog.clear()
@@ -142,13 +141,14 @@ def test_a_subclass_of_torchs_class_is_made_on_request(kind):
     assert type(through_a_file(theirs)) is type(theirs)
     message = f"call rnnext.revert(model) first, which makes it torch.nn.{kind}, or use"
     assert message in error_of(torch.jit.script, theirs)[1]
+    assert type(rnnext.convert(model)[1]) is getattr(rnnext, kind)
+    assert isinstance(rnnext.convert(model, subclass=True)[1], getattr(nn, kind))
     assert type(rnnext.revert(model)[1]) is getattr(nn, kind)
 
 
 def test_a_module_that_takes_lengths_refuses_what_rnnexts_refuses():
     ours = rnnext.RNN(3, 4, 2, dropout=1.0)  # nothing reaches the second layer
-    left = rnnext.revert(copy.deepcopy(ours), lengths=True)
-    x = torch.randn(5, 2, 3)
+    left, x = rnnext.revert(copy.deepcopy(ours), lengths=True), torch.randn(5, 2, 3)
     assert_close(left(x, lengths=[5, 3]), ours(x, lengths=[5, 3]))
     packed = nn.utils.rnn.pack_padded_sequence(x, [5, 3])
     for input, hx, lengths in (

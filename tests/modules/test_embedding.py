@@ -73,8 +73,7 @@ def test_tables_of_other_dtypes():
 
 def test_no_sequence_of_features_is_made():
     V, T, B, E, H = 20, 50, 8, 33, 17
-    module = rnnext.EmbeddingRNN(V, E, H)
-    kept = []
+    module, kept = rnnext.EmbeddingRNN(V, E, H), []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
         output, _ = module(torch.randint(V, (T, B)))
     floats = [v for v in kept if v.is_floating_point()]
@@ -158,3 +157,10 @@ def test_a_token_out_of_range_is_named():
         kind, message = error_of(module, tokens)
         assert kind is IndexError
         assert f"in self: {bad} at [3, 1]," in message
+
+
+def test_a_table_that_has_grown_or_shrunk():
+    for sizes, V in (((9, 4, 8), 20), ((9, 4, 8), 6), ((1000, 64, 128), 3000)):
+        module, tokens = rnnext.EmbeddingRNN(*sizes, padding_idx=0), torch.randint(V, (500, 8))
+        module.embedding.weight = nn.Parameter(torch.randn(V, sizes[1]))
+        torch.testing.assert_close(module(tokens), module.rnn(module.embedding(tokens)))

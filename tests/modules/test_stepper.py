@@ -55,9 +55,8 @@ def test_states_of_an_lstm_are_pairs():
     assert {part.dtype for part in stepper.get_state()} == {torch.float64}
     stepper.reset()
     assert not any(part.any() for part in stepper.get_state())
-    one = "must be a pair of tensors, (h, c), got Tensor"
     for wrong, error, message in (
-        (hx[0], TypeError, f"state {one}"),
+        (hx[0], TypeError, "state must be a pair of tensors, (h, c), got Tensor"),
         (None, TypeError, "state must be a tensor, got NoneType"),
         ((hx[0], hx[1][:1]), RuntimeError, "state[1] must have shape [2, 3, 7], got [1, 3, 7]"),
         (hx, RuntimeError, "state[0] must have the weights' dtype, float64, got float32"),
@@ -282,8 +281,7 @@ def test_other_tables_tokens_and_autocast():
 
 def drawn(model, score, prompt, n, temperature, seed):
     """generate, written with the whole modules."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = []
+    generator, tokens = torch.Generator().manual_seed(seed), []
     with torch.no_grad():
         output, h = model.rnn(model.embedding(prompt))
         for _ in range(n):

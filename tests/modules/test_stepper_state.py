@@ -34,6 +34,8 @@ WRITES = {
     "torch.nn's": (nn.RNN(4, 6, 2), lambda m: doubled(first(m)), "weight_ih_l0"),
     "a cell": (rnnext.RNNCell(4, 6), torch.inference_mode()(lambda m: doubled(first(m))),
         "weight_ih"),
+    "inference mode": (torch.inference_mode()(lambda: rnnext.RNN(4, 6))(),
+        torch.inference_mode()(lambda m: doubled(first(m))), "weight_ih_l0"),
     "a leak": (rnnext.LeakyRNN(4, 6, 2, alpha=0.3, form="voltage"),
         lambda m: m.alpha.fill_(0.25), "_alpha"),
     "a learned leak": (rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
@@ -78,6 +80,11 @@ def test_rows_that_max_norm_leaves_do_not_count_as_changed():
     expected = module(token[None])[0]
     rnnext.Stepper(module)
     assert torch.equal(stepper(token), expected[0])
+    module.embedding.weight.data[4] = 0  # the value in the middle
+    stepper.refresh()
+    module.embedding.weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"embedding.weight has changed"):
+        stepper(token)
 
 
 def test_reading_weights_and_gradients_do_not_make_it_stale():

@@ -16,8 +16,7 @@ ops = torch.ops.rnnext
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embedding_gradient_is_the_same_every_time(dtype):
     indices = torch.randint(50, (13_000,))
-    grad = torch.randn(13_000, 20).to(dtype)
-    results = []
+    grad, results = torch.randn(13_000, 20).to(dtype), []
     for threads in (1, 2, 3, 3):
         torch.set_num_threads(threads)
         results.append(ops.embedding_backward(grad, indices, 60, -1, False))

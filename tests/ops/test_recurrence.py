@@ -38,8 +38,7 @@ def test_backward_keeps_the_output_and_the_saved_rows(cell):
 def test_third_derivative():
     for nonlinearity in VARIANTS["nonlinearity"]:
         arguments = samples.make(T=3, B=2, I=2, H=3, nonlinearity=nonlinearity, requires_grad=True)
-        wanted = arguments.to_double()
-        results = []
+        wanted, results = arguments.to_double(), []
         for given, outputs in (
             (arguments, arguments.call(ops.recurrence)),
             (wanted, wanted.expected()),
@@ -68,8 +67,7 @@ def test_steps_past_the_end_have_no_part_in_any_derivative(source, reverse, cell
         arguments = replace(arguments, lengths=torch.tensor(SKEWED))
     tensors = arguments.float_tensors()
     past = torch.arange(len(arguments.input)).view(-1, 1) >= arguments.lengths
-    cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])
-    expected = []
+    cotangent, expected = torch.rand_like(arguments.call(ops.recurrence)[0]), []
     for filling in (0.0, float("nan")):
         with torch.no_grad():
             arguments.input[past] = filling
@@ -91,8 +89,7 @@ def test_states_that_no_step_reads_have_no_part_in_any_gradient(cell, reset, row
     arguments = samples.make(rows=rows, cell=cell, reset=reset, T=T, requires_grad=True)
     arguments.reset[:, 0], arguments.reset[0, 2] = False, True
     unread = [2] if rows == "full" else [1, 2]  # of the lengths one is 0
-    cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])
-    expected = []
+    cotangent, expected = torch.rand_like(arguments.call(ops.recurrence)[0]), []
     for filling in (0.0, float("nan"), float("inf")):
         with torch.no_grad():
             if reset == "state":

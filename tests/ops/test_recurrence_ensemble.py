@@ -60,8 +60,8 @@ def test_what_members_share_is_not_copied():
         output, h_n = many.call(ops.recurrence_ensemble)
     assert same([output, h_n], [each.expand(8, *each.shape) for each in one.call(ops.recurrence)])
     made = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
-    workspaces = 4 * 2**20
-    assert made < output.nbytes + h_n.nbytes + workspaces < one.input.nbytes * 8 + output.nbytes * 2
+    most = output.nbytes + h_n.nbytes + 4 * 2**20  # of workspaces
+    assert made < most < one.input.nbytes * 8 + output.nbytes * 2
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,10 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
     if (!given(std::get<0>(layers[0]))) table_ = shared(std::move(table_));
     tokens_.resize(batch_size);
   }
-  for (const auto& [name, tensor] : watched) {
-    const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
-    if (!counter.enabled() || !tensor.has_storage()) continue;  // inference mode's
-    seen_.push_back(
-        {name, tensor, tensor.storage(), counter.current_version(), Seen::sample_of(tensor)});
-  }
+  for (const auto& [name, tensor] : watched)
+    if (tensor.has_storage())
+      seen_.push_back(
+          {name, tensor, tensor.storage(), Seen::version_of(tensor), Seen::sample_of(tensor)});
 }
 
 void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
@@ -118,7 +116,7 @@ uint64_t Stepper::Seen::sample_of(const Tensor& tensor) {
   const c10::TensorImpl& t = *tensor.unsafeGetTensorImpl();
   const c10::Storage& storage = t.unsafe_storage();
   const size_t size = t.itemsize(), place = (t.storage_offset() + t.numel() / 2) * size;
-  uint64_t sample = 0;
+  uint64_t sample = ~uint64_t{0};
   if (tensor.is_cpu() && storage.data() && place + size <= storage.nbytes())
     std::memcpy(&sample, static_cast<const char*>(storage.data()) + place,
                 std::min(size, sizeof sample));

@@ -56,12 +56,15 @@ class Stepper {
 
     // Whether it has been written, or given other memory.
     bool changed() const {
-      const c10::TensorImpl* const now = tensor.unsafeGetTensorImpl();
-      return now->version_counter().current_version() != version ||
-             now->unsafe_storage().unsafeGetStorageImpl() != storage.unsafeGetStorageImpl() ||
-             sample_of(tensor) != sample;
+      const c10::Storage& now = tensor.unsafeGetTensorImpl()->unsafe_storage();
+      return version_of(tensor) != version || sample_of(tensor) != sample ||
+             now.unsafeGetStorageImpl() != storage.unsafeGetStorageImpl();
     }
-    // The bits of a value in the middle, where it lies in this machine's memory.
+    static uint32_t version_of(const Tensor& tensor) {  // 0: inference mode's have none
+      const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
+      return counter.enabled() ? counter.current_version() : 0;
+    }
+    // The bits of a value in the middle, and ones above; ones where it cannot be read.
     static uint64_t sample_of(const Tensor& tensor);
   };
 

@@ -79,8 +79,7 @@ enum class StateKernel {
   reset_sums,
   // The gradient of reset_state, from those sums' product with W_hh. A leak's reads `mixed`.
   reset_gradient,
-  // [N, D*H] the state before each row's step: a row of `from`, or what hx and reset_output hold
-  // (null: zeros).
+  // [N, D*H] the state before each row's step: of `from`, or in hx or reset_output (null: zeros).
   previous_state,
 };
 cudaError_t launch_state_kernel(StateKernel what, const DeviceCall& call, const void* from,
