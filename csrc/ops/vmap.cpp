@@ -176,8 +176,8 @@ class MappedCalls {
     zip(change_each, s, dims, places);
   }
 
-  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes. Of no calls it
-  // has one member, whose results are dropped: of ones, as alpha may be, and of integers 0.
+  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes. Where there is
+  // no call, a member of ones (alpha may not be 0) and of integers 0 is run, and then left out.
   Tensor part_of_members(const Tensor& t, Dim dim, Batch place) const {
     if (place == Batch::none) return t;
     const Tensor members = at_place(t, dim, calls_, 0);
