@@ -29,7 +29,7 @@ def by_an_optimizer(module, **options):
     torch.optim.Adam(module.parameters(), **options).step()
 
 
-# Modules, how each is written to, and what has changed then; torch does not count the last three.
+# Modules, how each is written to, and what has changed then; torch does not count all of these.
 WRITES = {
     "torch.nn's": (nn.RNN(4, 6, 2), lambda m: doubled(first(m)), "weight_ih_l0"),
     "a cell": (rnnext.RNNCell(4, 6), torch.inference_mode()(lambda m: doubled(first(m))),
