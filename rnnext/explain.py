@@ -20,7 +20,6 @@ _SAID = {
     "weights=streamed": "weights are packed, or read as they lie, by who multiplies with them",
     "from_hx": "the step reads the state before it from hx",
     "projects": "W_ih x comes first, in chunks of up to {chunk_rows} rows",
-    "held_steps": "{held_steps} steps of the output are written together",
     "fetches": "each panel of weights is fetched while the one before it is multiplied",
     "far": "the output is prefetched before it is written",
     "past_caches": "gradients of gates are written past the caches",

@@ -19,7 +19,6 @@ SIZES = {
     "tiles": (3, 33, 64, 97),
     "few features": (6, 9, 2, 39),
     "few rows": (2, 3, 9, 7),
-    "held steps": (61, 13, 41, 35),
     "prefetched output": (109, 40, 3, 70),  # one step in the last chunk of gradients
     "both directions by one thread": (12, 40, 24, 70),
     "shared": (12, 1, 21, 200),
@@ -132,7 +131,7 @@ def test_plain_calls_of_every_size(size):
     samples.check(sized(size, "float64", noise=True), torch.float32)  # as exact as the noise
 
 
-# Gradients of weights take 256 rows at once; narrow steps are held where two threads share them.
+# Gradients of weights take 256 rows at once.
 @cover(rows=[(1, 255), (16, 16), (257, 1), (1, 257), (7, 73), (40, 16)], H=[31, 32, 33], isa=ISAS)
 def test_sizes_around_whole_vectors_and_whole_sums(rows, H, isa):
     (T, B), single = rows, torch.float32

@@ -99,7 +99,12 @@ CHOICES = {
         ((100, 3, 64, 64), {"threads": 8}, {"threads": 3}),
         ((100, 1, 64, 64), {"directions": 2}, {"threads": 2}),
     ],
-    "the state lives in the rows of the output": [((9, 22, 16, 192), {}, {"state_home": "rows"})],
+    "the state lives in the rows of the output": [
+        ((9, 22, 16, 192), {}, {"state_home": "rows"}),
+        ((9, 20, 16, 192), {"threads": 1}, {"state_home": "rows"}),  # narrow, without a neighbour
+        ((3, 16, 256, 64), {}, {"state_home": "rows"}),  # narrow, for few steps
+        ((100, 32, 16, 8), {}, {"state_home": "rows"}),  # rows of half a line
+    ],
     "but not": [
         ((9, 22, 16, 192), {"lengths": [5] + [9] * 21}, {"state_home": "scratch"}),  # zeros at ends
         ((9, 20, 16, 192), {}, {"state_home": "scratch"}),  # narrow, beside another thread's
@@ -107,21 +112,6 @@ CHOICES = {
         ((9, 1, 16, 512), {}, {"state_home": "scratch"}),  # others write a part of them
         ((9, 44, 16, 192), {"dtype": torch.bfloat16}, {"state_home": "scratch"}),  # rounded
         ((9, 64, 16, 512), {"dtype": torch.float64}, {"state_home": "scratch"}),
-    ],
-    "threads hold narrow steps that lie beside each other": [
-        ((100, 16, 16, 64), {}, {"state_home": "scratch", "held_steps": 8}),  # 2 KiB of each step
-        ((6, 16, 64, 64), {}, {"held_steps": 6}),
-        ((100, 8, 16, 32), {}, {"held_steps": 32}),
-    ],
-    "but no steps": [
-        ((100, 16, 16, 64), {"threads": 1}, {"held_steps": 0}),  # no neighbour
-        ((100, 18, 16, 64), {}, {"held_steps": 0}),  # wider
-        ((100, 32, 16, 16), {}, {"state_home": "scratch", "held_steps": 0}),  # rows of one line
-        ((3, 16, 256, 64), {}, {"held_steps": 0}),
-        ((300, 16, 16, 64), {}, {"state_home": "scratch", "held_steps": 0}),  # prefetched output
-        ((100, 16, 16, 64), {"directions": 2}, {"held_steps": 0}),
-        ((100, 16, 16, 64), {"lengths": [99] * 16}, {"held_steps": 0}),
-        ((100, 16, 16, 64), {"dtype": torch.bfloat16}, {"held_steps": 0}),
     ],
     "the only step reads hx where it lies": [
         *[
@@ -334,7 +324,7 @@ def test_explain_says_it_in_words():
         ((1, 1, 8, 8), {"cell": "rnn"}, "nothing is packed", "), rnn, float32", "each has"),
         ((100, 1, 64, 64), {"num_layers": 2}, "a wavefront"),
         ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
-        ((100, 16, 16, 64), {}, "8 steps of the output", "each part packs the weights"),
+        ((100, 16, 16, 64), {}, "of 8 sequence(s) at most", "each part packs the weights"),
         ((1, 16, 512, 512), {"train": True}, "summed where they are returned", "read as they lie"),
         ((64, 32, 64, 600), {"cell": "lstm"}, "lstm, float32 (highest)", "is fetched"),
     ]:

@@ -80,7 +80,6 @@ Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int
   about.merge(Description{{"projects", plan.projects},
                           {"chunk_rows", plan.chunk_rows},
                           {"state_home", name_of(plan.state_home, kHomeNames)},
-                          {"held_steps", plan.held_steps},
                           {"from_hx", plan.from_hx},
                           {"far", plan.far}});
   return about;

@@ -9,9 +9,9 @@
 namespace rnnext::RNNEXT_ISA {
 
 // The states of the forward pass. With Home::rows they are the output. In scratch two buffers take
-// turns, or as many as steps are held. They have the storage type's precision, so that a sequence
-// which is cut into several calls gives the same bits. Where sequences are sorted, the rows of a
-// step do not follow each other in the output, so they are written to scratch first.
+// turns. They have the storage type's precision, so that a sequence which is cut into several calls
+// gives the same bits. Where sequences are sorted, the rows of a step do not follow each other in
+// the output, so they are written to scratch first.
 template <class S, class MK>
 struct ForwardStates {
   using F = typename MK::Operand;
@@ -28,7 +28,7 @@ struct ForwardStates {
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
-        buffers(plan, p.H, static_cast<int>(max_of(2, plan.held_steps)), arena, MK::kRowBlock),
+        buffers(plan, p.H, 2, arena, MK::kRowBlock),
         carry(plan, p.H, traits_of(p.cell).keeps_beside || (p.cell != Cell::elman && kParts<F> > 0),
               arena),
         apart_output(plan, p.H, plan.sorts && writes_output_apart(), arena),
@@ -71,10 +71,10 @@ struct ForwardStates {
       step.next = {reinterpret_cast<F*>(output), width / kKPack<F>};
       step.next_end = p.H;
     } else {
-      step.next = buffers.all(item, buffer_after(done));
+      step.next = buffers.all(item, (done + 1) % 2);
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) {
-        step.output = {plan.held_steps > 0 ? nullptr : output, width};
+        step.output = {output, width};
         if (plan.sorts && writes_output_apart()) step.output = apart_output.all(item, 0);
       }
     }
@@ -103,10 +103,6 @@ struct ForwardStates {
       if (plan.sorts && p.saved) clear_padding(item, t, rows, p.saved, traits_of(p.cell).saved);
       if (!kNative<S> || plan.sorts) write_output(item, t, rows, step.next);
     }
-    if constexpr (std::is_same_v<S, F>) {
-      if (plan.held_steps > 0 && ((done + 1) % plan.held_steps == 0 || done + 1 == p.T))
-        write_held(item, done - done % plan.held_steps, done + 1);
-    }
     if (p.ragged() || done + 1 == p.T) write_h_n(item, t, rows);
     if (p.reset && done + 1 < p.T) {
       const int64_t next = p.reverse[item.d] ? t - 1 : t + 1;
@@ -131,25 +127,6 @@ struct ForwardStates {
       const Vec<C> x = load_state(state, j, p.H - j);
       if (carry.count) store(carry.row(item, 0, i) + j, load_state(beside, j, p.H - j));
       Operands<F>::store(next, j, output_of<S>(p, x));
-    }
-  }
-  // The buffer where the step after `done` others leaves its state.
-  int buffer_after(int64_t done) const { return static_cast<int>((done + 1) % buffers.count); }
-  // Writes the output of steps [begin, end), counted as the work item takes them. The upper half of
-  // a step's rows is written downwards, then the lower half upwards: the processor prefetches lines
-  // ahead of stores, and so ends in the middle of these rows, not in another thread's.
-  RNNEXT_NOINLINE void write_held(const WorkItem& item, int64_t begin, int64_t end) const {
-    const int64_t width = p.D * p.H, rows = item.size;
-    for (int64_t done = begin; done < end; ++done) {
-      const int64_t t = p.reverse[item.d] ? p.T - 1 - done : done;
-      S* const output = output_row<S>(p, p.output, item.d, t, item.b0);
-      const F* const held = buffers.row(item, buffer_after(done));
-      for (int64_t row = rows - 1; row >= rows / 2; --row)
-        for (int64_t j = (p.H - 1) / kLanes<C> * kLanes<C>; j >= 0; j -= kLanes<C>)
-          store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
-      for (int64_t row = 0; row < rows / 2; ++row)
-        for (int64_t j = 0; j < p.H; j += kLanes<C>)
-          store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
     }
   }
   // Clears rows past the ends of sequences, of `parts` times H numbers each. Clearing whole steps

@@ -123,7 +123,8 @@ RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t next,
 // The same of all rows, from rows of both products, whose columns are in the order of GateColumns.
 // Two rows at once keep the processor's pipes full where one waits for its own results. `apart`:
 // other threads write the rows before and after these, so the upper half is written downwards, then
-// the lower half upwards (ForwardStates::write_held).
+// the lower half upwards: the processor prefetches lines ahead of stores, and so ends in the middle
+// of these rows, not in another thread's.
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih,
                                    const Rows<const C>& pre_hh, int64_t rows, int64_t u0,

@@ -150,13 +150,10 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     plan.from_hx = p.hx && p.T == 1 && !is_leaky(p.cell);
   }
   plan.waits = p.T > 1 || (plan.hidden_parts > 1 && !plan.from_hx && p.multiplies_state());
-  const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.group_rows * row_bytes;
+  const int64_t row_bytes = p.H * shape.storage_bytes;
   if (plan.state_home == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 &&
-      row_bytes >= 64 && step_bytes <= kNarrowBytes && p.T >= kNarrowFrom) {
+      row_bytes >= 64 && plan.group_rows * row_bytes <= kNarrowBytes && p.T >= kNarrowFrom)
     plan.state_home = Home::scratch;
-    if (row_bytes > 64 && step_bytes <= kHeldStepBytes && p.rows() * width < kFarBytes)
-      plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
-  }
   const int64_t fit = stacked ? kFewRows : slow ? far_rows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows =
       plan.projects ? max_of(plan.group_rows, min_of(fit, p.T * p.B)) : plan.group_rows;

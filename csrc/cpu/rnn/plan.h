@@ -104,9 +104,8 @@ struct ForwardPlan : Plan {
   bool projects = false;
   int64_t chunk_rows = 0;  // of such a chunk, at most
   Home state_home = Home::scratch;
-  int64_t held_steps = 0;  // kept in scratch, then written to the output together; 0: none
-  bool from_hx = false;    // the only step multiplies hx where it lies
-  bool far = false;        // the output, and what gates save, is prefetched for writing
+  bool from_hx = false;  // the only step multiplies hx where it lies
+  bool far = false;      // the output, and what gates save, is prefetched for writing
 };
 
 // When the gradient of the features is computed, and from which W_ih.
