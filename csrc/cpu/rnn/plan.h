@@ -199,7 +199,7 @@ struct WorkItem {
   // have each step [T]. Else null.
   const int64_t *order = nullptr, *present = nullptr;
 
-  int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }
+  RNNEXT_BOTH int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }
 };
 // The work item of a group's member, where all hidden units fill so many blocks.
 WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t blocks, int64_t group,
@@ -209,7 +209,7 @@ WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t blocks, int64_
 WorkItem sorted(const WorkItem& item, const Timeline& p, int64_t* order, int64_t* present);
 
 // How many of the work item's sequences are computed at step t.
-inline int64_t sequences(const Timeline& p, const WorkItem& item, int64_t t) {
+RNNEXT_BOTH inline int64_t sequences(const Timeline& p, const WorkItem& item, int64_t t) {
   return item.present ? item.present[t] : max_of(0, min_of(item.size, p.batch(t) - item.b0));
 }
 // Steps [t, t + n) of a work item, whose `rows` rows stay in cache while it works on them.
