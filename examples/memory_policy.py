@@ -353,7 +353,10 @@ def options() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = options().parse_args(argv)
+    parser = options()
+    config = parser.parse_args(argv)
+    if not 1 <= config.corridor[0] <= config.corridor[1]:
+        parser.error(f"--corridor must be two numbers, 1 or more, in order: {config.corridor}")
     config.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

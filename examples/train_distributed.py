@@ -62,6 +62,8 @@ def train(argv: Sequence[str] | None = None) -> list[float]:
 
 
 def main() -> int:
+    if "RANK" not in os.environ:
+        raise SystemExit("start it by torchrun: torchrun --nproc-per-node 2 " + sys.argv[0])
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         train()

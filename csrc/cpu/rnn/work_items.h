@@ -104,7 +104,8 @@ Rows<const F> feature_rows(const Recurrence& p, const WorkItem& item, const Chun
 
 // Row (t, b) of direction d of the output, or of what has `parts` times its width.
 template <class S>
-RNNEXT_INLINE S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b, int64_t parts = 1) {
+RNNEXT_INLINE S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b,
+                            int64_t parts = 1) {
   return static_cast<S*>(rows) + (p.row(t, b) * p.D + d) * parts * p.H;
 }
 // The same of the parts that a cell saves, each [H].
@@ -114,15 +115,16 @@ RNNEXT_INLINE S* saved_row(const Recurrence& p, int d, int64_t t, int64_t b) {
 }
 // The part of row b of direction d of hx, or of what has its shape; `which`: 1 for an LSTM's c.
 template <class S>
-RNNEXT_INLINE const S* state_row(const Recurrence& p, const void* states, int d, int64_t b, int which = 0) {
+RNNEXT_INLINE const S* state_row(const Recurrence& p, const void* states, int d, int64_t b,
+                                 int which = 0) {
   return states ? static_cast<const S*>(states) + which * p.state_size() + (d * p.B + b) * p.H
                 : nullptr;
 }
 // The state from which direction d takes step t of sequence b, or what W_hh multiplies there: in
 // the output, in `start` at the first step, in `anew` at a reset; null: zeros.
 template <class S>
-RNNEXT_INLINE const S* state_before(const Recurrence& p, const void* start, const void* anew, int d, int64_t t,
-                      int64_t b) {
+RNNEXT_INLINE const S* state_before(const Recurrence& p, const void* start, const void* anew, int d,
+                                    int64_t t, int64_t b) {
   if (!p.inside(b, t)) return nullptr;
   if (p.restarts(d, b, t)) return state_row<S>(p, anew, d, b);
   if (p.starts(d, b, t)) return state_row<S>(p, start, d, b);
