@@ -7,7 +7,7 @@
 #ifdef __CUDACC__
 #define RNNEXT_BOTH __host__ __device__  // of a function that both devices call
 #else
-#define RNNEXT_BOTH __attribute__((always_inline))  // GCC calls some of the larger ones
+#define RNNEXT_BOTH __attribute__((always_inline))  // else GCC calls some once a row
 #endif
 
 namespace rnnext {
