@@ -170,3 +170,9 @@ def test_training_keeps_dales_law_and_learns():
     assert (weight[:, :32] >= 0).all()
     assert (weight[:, 32:] <= 0).all()
     assert (weight.diagonal() == 0).all()
+
+
+def test_a_corridor_out_of_order_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        memory_policy.main(["--corridor", "8", "3"])
+    assert "--corridor must be two numbers, 1 or more, in order: [8, 3]" in capsys.readouterr().err
