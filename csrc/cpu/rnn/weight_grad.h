@@ -37,6 +37,8 @@ struct WeightGradients : BackwardCall {
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
+  // Room behind each tile: of tiles powers of two apart a row's lines all fall into one cache set.
+  static constexpr int64_t kTileEnd = 2;
 
   int64_t begin, height;
   int grad_part;
@@ -68,7 +70,7 @@ struct WeightGradients : BackwardCall {
     const auto take_sums = [&](int64_t size) {
       return arena.take<C>(traits_of(p.cell).grads * size) + grad_part * size;
     };
-    left = arena.take<F>(rows * (kTiled<F> ? kLeftStride : K));
+    left = arena.take<F>(rows * (kTiled<F> ? kLeftStride : K + kTileEnd));
     left_row = arena.take<F>(kKPack<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right_hh = arena.take<F>(panels_in<F>(p.H) * kPanel<F> * K);
     right_ih = arena.take<F>(panels_in<F>(p.I) * kPanel<F> * K);
@@ -232,7 +234,7 @@ struct WeightGradients : BackwardCall {
         for (int64_t n = 0; n < rows; n += kKAlign<F>) pack_left_part<0>(rows, h, n);
       return {left, kLeftStride, kLeftStride};
     } else {
-      const int64_t tile_size = operands_in<F>(rows) * kMR;
+      const int64_t step = operands_in<F>(rows) + kTileEnd;
       for (int64_t n = 0; n < rows; n += kKPack<F>) {
         const C* row = grad_rows[n];
         const C* next = kKPack<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
@@ -246,12 +248,12 @@ struct WeightGradients : BackwardCall {
         }
         F* tile = left + n / kKPack<F> * kMR;
         int64_t h = 0;
-        for (; h + kMR <= height; h += kMR, tile += tile_size)
+        for (; h + kMR <= height; h += kMR, tile += step * kMR)
           __builtin_memcpy(tile, operands + h, kMR * sizeof(F));
         for (int r = 0; h < height && r < kMR; ++r)
           tile[r] = h + r < height ? operands[h + r] : F{};
       }
-      return {left, operands_in<F>(rows), kMR};
+      return {left, step, kMR};
     }
   }
 
