@@ -99,17 +99,22 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
   return Operands<Lane<F>>::template across<part>(from(k), next, columns - column);
 }
 
-// Packs such a matrix's panel [operands of K, kPanel] from `column` on; columns past it are 0.
+// Packs such a matrix's panels [q, end), [operands of K, kPanel] each, `apart` from each other;
+// columns past it are 0. Of four panels at once, whose part of a row is some lines on end.
 template <class F, int part = 0, class RowAt>
-RNNEXT_NOINLINE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
+RNNEXT_NOINLINE void pack_rows(RowAt row, int64_t K, int64_t q, int64_t end, int64_t columns, F* to,
+                               int64_t apart) {
   constexpr int64_t kBlock = kKAlign<F> / kKPack<F> * kPanel<F>;
-  constexpr int64_t kLanesOfBlock = kBlock * sizeof(F) / sizeof(Lane<F>);
-  Lane<F>* block = reinterpret_cast<Lane<F>*>(to) + part * kBlock;
-  for (int64_t k = 0; k < K; k += kKAlign<F>, block += kLanesOfBlock)
-    for (int64_t i = 0; i < kBlock; i += kLanes<F>)
-      store(block + i, across<F, part>(row, K, k + i / kPanel<F> * kKPack<F>,
-                                       column + i % kPanel<F>, columns));
-  if constexpr (part + 1 < kParts<F>) pack_rows<F, part + 1>(row, K, column, columns, to);
+  for (int64_t first = q; first < end; first += 4)
+    for (int64_t k = 0; k < K; k += kKAlign<F>)
+      for (int64_t p = first; p < end && p < first + 4; ++p) {
+        F* const at = to + (p - q) * apart + k / kKPack<F> * kPanel<F>;
+        Lane<F>* const block = reinterpret_cast<Lane<F>*>(at) + part * kBlock;
+        for (int64_t i = 0; i < kBlock; i += kLanes<F>)
+          store(block + i, across<F, part>(row, K, k + i / kPanel<F> * kKPack<F>,
+                                           p * kPanel<F> + i % kPanel<F>, columns));
+      }
+  if constexpr (part + 1 < kParts<F>) pack_rows<F, part + 1>(row, K, q, end, columns, to, apart);
 }
 
 // How many panels are packed and multiplied at once, if only one product reads them.
@@ -182,20 +187,7 @@ struct Matrix {
   void pack_block(int64_t begin, int64_t n, int64_t q, int64_t end, F* to, int64_t apart) const {
     const S* rows[kBlockRows];
     for (int64_t k = 0; k < n; ++k) rows[k] = row(begin + k);
-    if constexpr (std::is_same_v<S, F>) {
-      // Of four panels at once, whose part of a row is some lines on end.
-      for (int64_t p = q; p < end; p += 4, to += 4 * apart)
-        for (int64_t k = 0; k < n; ++k)
-          for (int64_t r = p, j = p * kPanel<F>; r < end && r < p + 4; ++r) {
-            __builtin_prefetch(rows[k] + n * stride + j, 0, 3);
-            F* const dst = to + (r - p) * apart + k * kPanel<F>;
-            for (int64_t i = 0; i < kPanel<F>; i += kLanes<F>, j += kLanes<F>)
-              store(dst + i, load_some(rows[k] + j, columns - j));
-          }
-    } else {
-      const auto at = [&](int64_t k) { return rows[k]; };
-      for (; q < end; ++q, to += apart) pack_rows<F>(at, n, q * kPanel<F>, columns, to);
-    }
+    pack_rows<F>([&](int64_t k) { return rows[k]; }, n, q, end, columns, to, apart);
   }
 
  private:

@@ -258,8 +258,8 @@ struct WeightGradients : BackwardCall {
   }
 
   static void pack_right(const S** right_rows, int64_t rows, int64_t columns, F* right) {
-    for (int64_t j = 0; j < columns; j += kPanel<C>, right += operands_in<F>(rows) * kPanel<C>)
-      pack_rows<F>([right_rows](int64_t n) { return right_rows[n]; }, rows, j, columns, right);
+    pack_rows<F>([right_rows](int64_t n) { return right_rows[n]; }, rows, 0, panels_in<F>(columns),
+                 columns, right, operands_in<F>(rows) * kPanel<F>);
   }
   void add_product(const Tiles& tiles, const F* right, int64_t rows, int64_t columns,
                    const Sums& sums, bool begins) const {
