@@ -23,7 +23,7 @@ static variable_list saved_variables(AutogradContext* ctx) {
     if (!says("inplace operation") || !says(" of Recurrence")) throw;
     TORCH_CHECK(
         false,
-        "the output of an rnnext RNN was changed in place before backward(), which computes "
+        "the output of an rnnext layer was changed in place before backward(), which computes "
         "from it: write `y = y * 2` in place of `y *= 2`, or change `output.clone()`. (",
         text, ")");
   }

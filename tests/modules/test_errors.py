@@ -359,7 +359,7 @@ def test_a_result_changed_in_place_says_what_to_do():
         assert_refused(
             output.sum().backward,
             RuntimeError,
-            "the output of an rnnext RNN was changed in place before backward(), which computes "
+            "the output of an rnnext layer was changed in place before backward(), which computes "
             "from it: write `y = y * 2` in place of `y *= 2`, or change `output.clone()`. (one of "
             "the variables needed for gradient computation has been modified by an inplace",
         )
