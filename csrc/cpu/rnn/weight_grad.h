@@ -37,7 +37,8 @@ struct WeightGradients : BackwardCall {
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
-  // Room behind each tile: of tiles powers of two apart a row's lines all fall into one cache set.
+  // Packed tiles have room for more rows: of tiles that lie a power of two apart, the lines of one
+  // row of grad_pre would all fall into one set of L1d.
   static constexpr int64_t kTileEnd = 2;
 
   int64_t begin, height;
@@ -226,7 +227,7 @@ struct WeightGradients : BackwardCall {
     const F* first;
     int64_t step, stride;
   };
-  // Packs grad_rows [rows, height] into tiles [height / kMR][operands of rows][kMR].
+  // Packs grad_rows [rows, height] into tiles [height / kMR][operands of rows + kTileEnd][kMR].
   Tiles pack_left(int64_t rows) const {
     if constexpr (kTiled<F>) {
       // Hidden units are rows, as the left operands of any product are.
