@@ -26,7 +26,7 @@ SIZES = {
     "weights packed by all": (4, 40, 130, 300),
     "panels in pairs": (3, 17, 40, 140),
     "no state in the output": (5, 11, 9, 1030),
-    "more rows than gradients take at once": (2, 600, 5, 17),
+    "more rows than a group or gradients take at once": (2, 600, 5, 17),
     "one step of a few": (1, 3, 3, 7),
     "one step of a few, whole panels": (1, 2, 40, 70),
     "one step": (1, 26, 21, 70),

@@ -74,6 +74,7 @@ CHOICES = {
     "many sequences are shared out, and nobody waits": [
         ((100, 64, 64, 256), {"threads": 1}, {"batch_parts": 1, "hidden_parts": 1}),
         ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "group_rows": 22}),
+        ((9, 960, 16, 64), {}, {"batch_parts": 2, "group_rows": 240}),
     ],
     "one step of many is not shared by hidden units, though rows divide less evenly": [
         ((1, B, 128, 128), {"train": True}, {"hidden_parts": 1, "features": "by_step"})
@@ -203,6 +204,7 @@ CHOICES = {
         ((100, 1, 64, 64), {"layers": 2}, {"wavefront": True}),
         ((8, 2, 128, 128), {"layers": 2}, {"wavefront": True}),  # both ways pack
         ((100, 64, 64, 256), {"layers": 2}, {"wavefront": False}),
+        ((100, 257, 64, 64), {"layers": 2}, {"wavefront": False}),  # more than a group at once
         ((100, 1, 64, 64), {"layers": 2, "directions": 2}, {"wavefront": False}),
     ],
     "steps that there are are shared out, and count as work": [

@@ -101,13 +101,13 @@ struct BackwardRun : BackwardCall {
     C* const alpha_grad = at.alpha_sums[item.group];
     StateRows<C> state = state_rows_of(item, alpha_grad);
     const bool own = plan.weights == Weights::own;
-    if (own) at.pack_hh(item.d, item.group, item.u0, item.u1);
+    if (own && item.begins) at.pack_hh(item.d, item.group, item.u0, item.u1);
     const F* const packed = at.hh[own ? item.group : item.d];
     const int64_t K = operands_in<F>(at.weight_hh(item.d).K);
     if (item.members > 1) worker.advance();
     const FeatureGradients<S, MK> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
-    if (writes_features) features.pack(item.d, 0, 1);
+    if (writes_features && item.begins) features.pack(item.d, 0, 1);
     const bool reverse = p.reverse[item.d];
     const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
@@ -154,7 +154,8 @@ struct BackwardRun : BackwardCall {
       if (plan.own_sums)
         at.sums_of(item.group, 0, {0, p.H})
             .add(at.cursor(item, chunk.t), chunk.rows,
-                 plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0}, done == chunk.n);
+                 plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
+                 item.begins && done == chunk.n);
       if (plan.by_step() && done < p.T) grad_pre = at.buffers.copied(item, grad_pre);
     }
     state_gradients(item, packed, grad_pre, worker);

@@ -91,7 +91,7 @@ struct BackwardLayout : BackwardCall {
     const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
     for (int64_t j = from; is_leaky(p.cell) && j < to; j += kLanes<C>) {
       store(alpha[item.group] + j, alpha_of<S>(p, item.d, j));
-      for (int64_t i = 0; out.alpha[0] && i < 2; ++i)
+      for (int64_t i = 0; out.alpha[0] && item.begins && i < 2; ++i)
         store(alpha_sums[item.group] + i * buffers.padded() + j, Vec<C>{});
     }
     for (int64_t i = 0; i < item.size && p.cell == Cell::voltage; ++i) {

@@ -104,7 +104,7 @@ struct ForwardRun {
     const int64_t first_column = at.gate_columns.begin(item.u0), copy = at.copy_of(item);
     const bool gated = is_gated(p.cell);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
-    if (plan.weights == Weights::own) at.pack(item.d, item.group, item.u0, item.u1);
+    if (plan.weights == Weights::own && item.begins) at.pack(item.d, item.group, item.u0, item.u1);
     const auto fill = [&](C* values, const auto& of) {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>) store(values + j, of(first_column + j));
     };

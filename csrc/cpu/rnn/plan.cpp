@@ -84,6 +84,9 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
   best.pair_bytes = machine.pair_bytes;
   best.row_block = shape.row_block;
   best.group_rows = split_sequences(p, 0, best.batch_parts, best.row_block).most;
+  const int64_t turns = divide_up(best.group_rows, kGroupRows * 4 / shape.operand_bytes);
+  if (turns > 1 && best.hidden_parts == 1)
+    best.group_rows = divide_up(best.group_rows, turns * shape.mr) * shape.mr;
   return best;
 }
 
@@ -223,6 +226,7 @@ std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
   int64_t chunk_steps = 1;
   for (const Recurrence& p : layers) {
     const ForwardPlan& alone = plans.emplace_back(plan_forward(p, shape, machine, 1, true));
+    if (alone.group_rows < p.B) return {};  // it does not take all sequences at once
     slowest = std::max(slowest, layer_cycles(p, shape, machine, alone));
     in_turn += layer_cycles(p, shape, machine, plan_forward(p, shape, machine, threads));
     chunk_steps = max_of(chunk_steps, divide_up(alone.chunk_rows, p.B));

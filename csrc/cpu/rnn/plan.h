@@ -71,7 +71,7 @@ struct Plan {
   int64_t groups;          // D * batch_parts
   int64_t row_block = 1;   // the micro-kernel's: larger groups take multiples of it
   double cycles = 0;       // estimated, of a step: its product with the state, waiting, packing / T
-  int64_t group_rows = 0;  // the most sequences of a group
+  int64_t group_rows = 0;  // the most sequences that a group takes through all steps at once
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
   bool sorts = false;  // each group takes its longest sequences first, and leaves padding out
   // Tiles of four rows and more fetch the panel after theirs, since a member's weights exceed L2
@@ -195,6 +195,7 @@ struct WorkItem {
   int64_t b0, size, u0, u1;
   int group, members;  // several members: workers group * members and up share the sequences
   bool last;           // whether its hidden units are the last
+  bool begins = true;  // whether its sequences are the first that the group takes
   // If the group sorts its sequences, longest first: their numbers [size], and how many of them
   // have each step [T]. Else null.
   const int64_t *order = nullptr, *present = nullptr;

@@ -209,7 +209,7 @@ struct RowBuffers {
   Rows<T> all(const WorkItem& item, int buffer) const { return {row(item, buffer), stride}; }
 };
 
-// Calls kernel.run(item, worker) for each work item of `worker`.
+// Calls kernel.run(item, worker) for each work item of `worker`, a group's one after the other.
 template <class C, class Kernel>
 void run_items(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
   const int64_t blocks = panels_in<C>(p.H);
@@ -218,9 +218,16 @@ void run_items(const Kernel& kernel, const Plan& plan, const Recurrence& p, Work
     if (group < plan.groups)
       kernel.run(work_item(plan, p, blocks, group, worker.rank % plan.hidden_parts), worker);
   } else {
-    for (int64_t group = 0; group < plan.groups; ++group)
-      if ((plan.joined ? group % plan.batch_parts : group) % worker.size == worker.rank)
-        kernel.run(work_item(plan, p, blocks, group, 0), worker);
+    for (int64_t group = 0; group < plan.groups; ++group) {
+      if ((plan.joined ? group % plan.batch_parts : group) % worker.size != worker.rank) continue;
+      WorkItem item = work_item(plan, p, blocks, group, 0);
+      const int64_t end = item.b0 + item.size;
+      do {
+        item.size = min_of(plan.group_rows, end - item.b0);
+        kernel.run(item, worker);
+        item.b0 += item.size, item.begins = false;
+      } while (item.b0 < end);
+    }
   }
   if (plan.past_caches) finish_past_caches();
 }
