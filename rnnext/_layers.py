@@ -19,6 +19,7 @@ _rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
 Pair = tuple[Tensor, Tensor]
+INTEGERS = (torch.int32, torch.int16, torch.int8, torch.uint8)  # narrower than int64
 CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
 
 
@@ -66,13 +67,13 @@ def stack_of(
 
 
 def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
-    """Integers as int64; other numbers are left to the op to refuse."""
+    """Integers as int64; what is none is left to the op to refuse."""
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.as_tensor(lengths, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"lengths must be integers, got {lengths!r}: {error}") from None
-    return lengths.long() if lengths.dtype == torch.int32 or lengths.numel() == 0 else lengths
+    return lengths.long() if lengths.dtype in INTEGERS or lengths.numel() == 0 else lengths
 
 
 def as_integer(name: str, value: Any, advice: str = "") -> int:

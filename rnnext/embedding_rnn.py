@@ -121,8 +121,9 @@ class EmbeddingRNN(nn.Module):
             _errors.refuse_others({"tokens": data})
         if data.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens must be int32 or int64, got {str(data.dtype)[6:]}")
-        if data.dim() not in (1, 2):
-            raise ValueError(f"tokens must have 1 or 2 dimensions, got {data.dim()}")
+        most, dims = (1, "1") if isinstance(tokens, PackedSequence) else (2, "1 or 2")
+        if not 1 <= data.dim() <= most:
+            raise ValueError(f"tokens must have {dims} dimensions, got {data.dim()}")
         table = self._table(data)
         if table is None:
             features: Any = self.embedding(data)
@@ -161,7 +162,8 @@ class EmbeddingRNN(nn.Module):
             return None
         if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
             return None  # these attributes, if set later, need the indices of all tokens
-        if torch._C._get_tracing_state() is not None or is_exporting():
+        recorded = torch._C._get_tracing_state() is not None or is_exporting()
+        if recorded or (tokens.is_cuda and rnn._cell != "elman"):  # torch's op takes no table
             return None
         V, N = embedding.weight.shape[0], tokens.numel()
         uncounted = (

@@ -222,8 +222,7 @@ def rnn_ensemble(
     x = of_each(input, 4)
     if x.shape[1] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    per_direction = 4 if of["bias"] else 2
-    h_n = []
+    per_direction, h_n = 4 if of["bias"] else 2, []
     for first in range(0, of["num_layers"] * D, D):
         own = flat[first * per_direction : (first + D) * per_direction]
         lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]

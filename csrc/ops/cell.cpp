@@ -63,7 +63,7 @@ class CellStep {
     if (one == states.end()) return std::nullopt;
     c10::SmallVector<Tensor, 2> each;
     for (const Tensor& t : states) each.push_back(as_step(t.defined() ? t : at::zeros_like(*one)));
-    return joined(each);
+    return joined(each, "hx");
   }
   std::vector<Tensor> states_of(const Tensor& h_n) const {
     const int64_t S = traits_of(parse_cell(a_.cell)).states;

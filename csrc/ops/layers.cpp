@@ -22,11 +22,11 @@
 
 namespace rnnext {
 
-Tensor joined(TensorList states) {
+Tensor joined(TensorList states, const char* name) {
   const Tensor& first = states[0];
   if (states.size() == 1) return first;
   for (const Tensor& t : states)  // at::cat would promote them
-    TORCH_CHECK(t.dtype() == first.dtype(), "the states must have one dtype, got ",
+    TORCH_CHECK(t.dtype() == first.dtype(), name, " must be tensors of one dtype, got ",
                 dtype_name(first), " and ", dtype_name(t));
   const auto copies = [&](const Tensor& t) {
     return t.is_cpu() && is_plain(t) && t.numel() > 0 && !t.is_neg() && !t._is_zerotensor() &&
@@ -116,16 +116,16 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     if (keeps_bias)
       for (const Tensor& bias : weights.bias_ih) added.push_back(at::zeros_like(bias));
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
-    const auto of_layer = [&](TensorList all) {
+    const auto of_layer = [&](TensorList all, const char* name) {
       c10::SmallVector<Tensor, 2> own;
       for (const Tensor& t : all) own.push_back(whole ? t : t.narrow(0, layer * D, n));
-      return own.empty() ? std::nullopt : OptionalTensor(joined(own));
+      return own.empty() ? std::nullopt : OptionalTensor(joined(own, name));
     };
-    OptionalTensor hx = of_layer(state);
+    OptionalTensor hx = of_layer(state, "hx");
     // A tracer does not know how many sequences are packed: this says that it is as many again.
     if (!hx && layer > 0 && given(a.batch_sizes) && before.sym_size(1).is_symbolic())
       hx = at::zeros_like(before);
-    const OptionalTensor first = of_layer(first_states),
+    const OptionalTensor first = of_layer(first_states, "reset_state"),
                          index = reads_table ? tokens : std::nullopt;
     const RecurrenceArguments call{
         .input = x,
@@ -169,16 +169,21 @@ std::tuple<Tensor, std::vector<Tensor>> by_torch(const RnnArguments& a, const Te
                                                  States states) {
   const Cell cell = parse_cell(a.cell);
   check_cell(a, cell);
+  TORCH_CHECK_VALUE(a.reset_state.empty(), "reset_state needs a reset");
   const bool packed = given(a.batch_sizes);
+  // (cuDNN has gradients in training alone.)
+  const bool train = a.training || any_recorded(a);
+  const double dropout = a.training ? a.dropout : 0;
+  for (Tensor& h : states) h = h.contiguous();
   if (states.empty()) {
     const c10::SymInt B = packed ? c10::SymInt((*a.batch_sizes)[0].item<int64_t>()) : x.sym_size(1);
     states.assign(traits_of(cell).states, x.new_zeros_symint({a.num_layers * directions_of(a), B,
                                                               a.weights[1].sym_size(1)}));
   }
   const auto call = [&](const auto& op, const auto& hx) {
-    return packed ? op(x, *a.batch_sizes, hx, a.weights, a.has_biases, a.num_layers, a.dropout,
-                       a.training, a.bidirectional)
-                  : op(x, hx, a.weights, a.has_biases, a.num_layers, a.dropout, a.training,
+    return packed ? op(x, *a.batch_sizes, hx, a.weights, a.has_biases, a.num_layers, dropout, train,
+                       a.bidirectional)
+                  : op(x, hx, a.weights, a.has_biases, a.num_layers, dropout, train,
                        a.bidirectional, /*batch_first=*/false);
   };
   if (cell == Cell::gru) {

@@ -56,9 +56,9 @@ inline Tensor swapped(const Tensor& t) {
   return plain_view(t, sizes, strides);
 }
 
-// The states of a cell, [n, B, H] each, one after the other; and one of them again, the s-th of n.
-// As in torch.nn, a write to one in place is none to another.
-Tensor joined(TensorList states);
+// The states of a cell, [n, B, H] each, one after the other, `name` in errors; and one of them
+// again, the s-th of n. As in torch.nn, a write to one in place is none to another.
+Tensor joined(TensorList states, const char* name);
 inline Tensor state_of(const Tensor& joined, int64_t s, int64_t n) {
   if (is_plain(joined))
     return plain_view(joined, {n, joined.size(1), joined.size(2)}, joined.strides(),

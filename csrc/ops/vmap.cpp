@@ -10,6 +10,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/einsum.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -79,6 +80,9 @@ Tensor at_place(const Tensor& t, Dim dim, const c10::SymInt& calls, int64_t plac
 
 Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,
                const c10::SymInt& rows) {
+  // (An index out of range is to be one of its own table, not a row of the next call's.)
+  call_op<EmbeddingOp>(at::empty_symint({rows, 1}, indices.options().dtype(at::kFloat)), indices,
+                       /*padding_idx=*/-1, /*scale_grad_by_freq=*/false, /*sparse=*/false);
   std::vector<c10::SymInt> shape(indices.dim(), 1);
   shape[place] = calls;
   const Tensor first = at::arange(calls, indices.options().dtype(at::kLong)).mul(rows);

@@ -102,8 +102,7 @@ def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     # (The CPU's bfloat16 instructions take subnormal numbers as zeros.)
     every = every[every.isfinite() & (every.abs() >= 2 * torch.finfo(dtype).tiny)]
-    every = every[: len(every) // 8 * 8]
-    x = torch.linspace(-6, 6, 2**16).view(1, -1, 1)
+    every, x = every[: len(every) // 8 * 8], torch.linspace(-6, 6, 2**16).view(1, -1, 1)
     pair = torch.cat([x.to(dtype), (x - x.to(dtype)).to(dtype)], dim=2)
     arguments = samples.Recurrence(
         input=pair,

@@ -106,8 +106,7 @@ def test_values_gradients_and_bits(case, isa, threads):
 
     for rows in (slice(0, 1), slice(B // 4, B // 2 + 1), slice(1, B)):
         if alike(rows):
-            expected = output[:, rows], h_n[:, rows]
-            assert same(fixed.sequences(rows).call(recurrence), expected)
+            assert same(fixed.sequences(rows).call(recurrence), (output[:, rows], h_n[:, rows]))
     if case["rows"] == "full":  # the state is then kept elsewhere
         assert same(replace(fixed, lengths=torch.full((B,), T)).call(recurrence), (output, h_n))
     part = slice(B // 5, B // 2)

@@ -233,8 +233,7 @@ def test_the_estimate_falls_with_threads_and_rises_with_rows():
 @cover(isa=ISAS, dtype=samples.DTYPES)
 def test_kernels_tell_their_shape(isa, dtype):
     _C.set_cpu_isa(isa)  # after the fixture of this file
-    found = plan(10, 2, 3, 5, dtype=dtype)
-    tiles = "amx" in isa and dtype == torch.bfloat16
+    found, tiles = plan(10, 2, 3, 5, dtype=dtype), "amx" in isa and dtype == torch.bfloat16
     narrow = isa == "generic" or (isa == "amx_stand_in" and not tiles)
     vector = 16 if narrow else 32 if isa == "avx2" else 64
     assert found["panel"] == 2 * vector // (8 if dtype == torch.float64 else 4)

@@ -31,8 +31,7 @@ def test_gradients_do_not_depend_on_how_many_threads_take_part():
 torch.set_num_threads(4)
 sizes = [(35, 20, 24, 200), (35, 40, 24, 200), (9, 2, 24, 321), (3, 16, 24, 200)]
 for n, ((T, B, I, H), both) in enumerate(itertools.product(sizes, (False, True))):
-    x = torch.randn(T, B, I, requires_grad=True)
-    print(*run(kinds[n % 3](I, H, bidirectional=both), x))
+    print(*run(kinds[n % 3](I, H, bidirectional=both), torch.randn(T, B, I, requires_grad=True)))
 for B, H in [(3, 129), (6, 256)]:
     x = torch.randn(20, B, H, requires_grad=True)
     print(*run(rnnext.LeakyRNN(H, H, alpha=torch.full((H,), 0.5), learn_alpha=True), x))
@@ -87,8 +86,7 @@ def everything():
     found = [digest(table(tokens))]
     for rnn, x, stepper in calls:
         stepper.reset()
-        rows = torch.stack([stepper(step) for step in x.detach()])
-        found += [*run(rnn, x), digest(rows)]
+        found += [*run(rnn, x), digest(torch.stack([stepper(step) for step in x.detach()]))]
     return found
 expected = everything()
 sys.stdout.flush()

@@ -28,6 +28,21 @@ def test_second_derivatives(cell):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
+@pytest.mark.parametrize(("kind", "lengths"), [("RNN", [5, 2]), ("GRU", None), ("LSTM", None)])
+def test_gradients_in_eval_mode(kind, lengths):
+    """Also of states that are not contiguous, and beside padding of NaN."""
+    x, h, found = torch.randn(5, 2, 3), torch.randn(1, 1, 4), []
+    x[2:, 1] = torch.nan if lengths else 0
+    layer = getattr(rnnext, kind)(3, 4).eval()
+    for device in ("cpu", DEVICE):
+        layer, hx = layer.to(device), h.to(device).expand(1, 2, 4)
+        output, _ = layer(x.to(device), (hx, hx) if kind == "LSTM" else hx, lengths=lengths)
+        found.append([g.cpu() for g in torch.autograd.grad(output.sum(), [*layer.parameters()])])
+    assert_close(*found)
+    with pytest.raises(ValueError, match="reset_state needs a reset"):
+        rnnext.GRU(3, 4, device=DEVICE)(x.to(DEVICE), reset_state=hx[0])
+
+
 def test_autocast_runs_in_the_narrow_type():
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         output, _ = rnnext.RNN(8, 32, device=DEVICE)(torch.randn(4, 2, 8, device=DEVICE))

@@ -57,8 +57,7 @@ def _made(name: str, command: Sequence[str], depends: Iterable[Path] = ()) -> Pa
 def compiled(source: Path, arch: str = ARCH) -> Path:
     """The object of a source in CUDA, beside which its PTX lies, or in C++."""
     depends = [source, *CUDA.rglob("*.h"), *CUDA.rglob("*.cuh"), *CSRC.glob("recurrence/*.h")]
-    flags = ["-std=c++20", f"-I{CSRC}", "-c", str(source)]
-    toolkit = home()
+    flags, toolkit = ["-std=c++20", f"-I{CSRC}", "-c", str(source)], home()
     if source.suffix == ".cu":
         assert toolkit, "no nvcc: set CUDA_HOME, or `make cuda-build`"
         flags += ["-O3", "-Xcompiler=-fPIC,-O0", "--keep"]

@@ -252,8 +252,7 @@ class Machine(warp.Warps):
         if len(lanes) == len(unit.lanes):
             self.split[self.warp[lanes]] &= not first.op.startswith("bar.warp")
             return lanes
-        bits = np.int64(1) << self.in_warp
-        here = np.zeros(len(self.split), np.int64)
+        bits, here = np.int64(1) << self.in_warp, np.zeros(len(self.split), np.int64)
         np.add.at(here, self.warp[lanes], bits[lanes])
         alive = np.zeros(len(self.split), np.int64)
         np.add.at(alive, self.warp[self.alive], bits[self.alive])

@@ -128,8 +128,7 @@ def kernel_of(text: str) -> Kernel:
     kernel.timed = "%clock64" in text
     body = text[begin + 2 : text.rindex("\n}")]
     body = ASSERTION.sub(lambda call: "trap;" + "\n" * call[0].count("\n"), body)
-    body = re.sub("//.*", "", body)
-    numbers = itertools.count()
+    body, numbers = re.sub("//.*", "", body), itertools.count()
     body = SCOPE.sub(lambda scope: _renamed(scope[1], next(numbers)), body)
     kernel.open_block()
     for number, line in enumerate(body.splitlines(), text[: begin + 2].count("\n") + 1):

@@ -35,8 +35,7 @@ def test_lengths_out_of_range_are_clamped(path, monkeypatch):
     # The device has their values, which nobody waits for.
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     options = {"rows": "lengths", "reverse": (False, True), "requires_grad": True}
-    right = replace(samples.make(**options), lengths=torch.tensor([0, 5, 2]))
-    results = []
+    right, results = replace(samples.make(**options), lengths=torch.tensor([0, 5, 2])), []
     for lengths in (right.lengths, torch.tensor([-3, 9, 2])):
         torch.manual_seed(1)
         results.append(check_call(replace(right, lengths=lengths)))

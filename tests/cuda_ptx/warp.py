@@ -199,8 +199,7 @@ class Warps:
         if (c != 31).any():
             raise Fault("a shuffle in less than a warp")
         lane = self.in_warp[L]
-        source = lane ^ (b.astype(np.int64) & 31)
-        mask = mask.astype(np.int64)
+        source, mask = lane ^ (b.astype(np.int64) & 31), mask.astype(np.int64)
         if (((mask >> lane) & 1) == 0).any() or (((mask >> source) & 1) == 0).any():
             raise Fault("a shuffle with a lane outside of its mask")
         table = np.full((len(self.split), 32), -1, np.int64)

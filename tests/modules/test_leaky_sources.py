@@ -48,8 +48,7 @@ def test_the_published_update_with_its_noise(name):
         FEATURES, H, nonlinearity=nonlinearity, form=form, dt=20, tau=100, noise_std=SIGMA,
         noise_scale=scale,
     )  # fmt: skip
-    x = torch.randn(T, B, FEATURES)
-    parameters = list(rnn.parameters())
+    x, parameters = torch.randn(T, B, FEATURES), list(rnn.parameters())
     w_ih, w_hh, b_ih, b_hh = (p.double() for p in parameters)
     torch.manual_seed(11)
     normal = rnnext.ops.noise(torch.randint(2**63 - 1, (1,)), T, B, 1, H)[0].double()  # one key

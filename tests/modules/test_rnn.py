@@ -160,12 +160,14 @@ def test_a_step_is_one_node_and_its_result_may_be_changed_or_detached(kind, shap
 
 
 LENGTHS = [
-    [5, 3],
-    (5, 3),
-    list(torch.tensor([5, 3])),
-    torch.tensor([5, 3], dtype=torch.int32),
-    np.array([5, 3]),
-    np.array([5, 3], dtype=np.int32),
+    *(
+        [5, 3],
+        (5, 3),
+        list(torch.tensor([5, 3])),
+        np.array([5, 3]),
+        np.array([5, 3], dtype=np.int32),
+    ),
+    *(torch.tensor([5, 3], dtype=dtype) for dtype in (torch.int32, torch.int16, torch.uint8)),
 ]
 REFUSED = [
     ([5.0, 3.0], TypeError),

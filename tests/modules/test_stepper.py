@@ -272,8 +272,7 @@ def test_other_tables_tokens_and_autocast():
         model.rnn = rnn
         with torch.no_grad():
             expected = rnn(model.embedding(tokens))[0]
-        one = Stepper(model)
-        assert torch.equal(steps(one, tokens), expected)
+        assert torch.equal(steps(one := Stepper(model), tokens), expected)
     assert repr(one) == "Stepper(9, 6, num_layers=2, batch_size=1)"
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(steps(Stepper(model), tokens[:, None])[:, 0], expected)
@@ -331,8 +330,7 @@ def test_scores_that_give_no_distribution_are_refused():
         with pytest.raises(RuntimeError, match="the scores of sequence 1 are not finite"):
             stepper.generate(lambda h, scores=scores: scores, 1, temperature)
     assert torch.equal(stepper.get_state(), torch.zeros(1, 2, 5))
-    scores = torch.tensor([[-inf, -inf, 0.0, -inf]] * 2)
-    assert (stepper.generate(lambda h: scores, 9) == 2).all()
+    assert (stepper.generate(lambda h: torch.tensor([[-inf, -inf, 0.0, -inf]] * 2), 9) == 2).all()
 
 
 @pytest.mark.parametrize(("dtype", "temperature"), [(torch.float16, 1e-6), (torch.float32, 1e-46)])

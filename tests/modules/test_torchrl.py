@@ -108,8 +108,7 @@ def test_marked_steps_start_from_the_stored_or_learned_state(batch_first):
 
 @pytest.mark.parametrize("names", ["h", "hc"])
 def test_steps_equal_the_sequence_with_a_learned_reset_state(names):
-    starts = [nn.Parameter(torch.randn(2, 5)) for _ in names]
-    rnn = rnnext.LSTM(4, 5, 2)
+    starts, rnn = [nn.Parameter(torch.randn(2, 5)) for _ in names], rnnext.LSTM(4, 5, 2)
     if names == "h":
         rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
     new, start = [("next", name) for name in names], starts if names == "hc" else starts[0]

@@ -25,8 +25,7 @@ ops = torch.ops.rnnext
 def test_backward_keeps_the_output_and_the_saved_rows(cell):
     arguments = samples.make(B=40, cell=cell, reverse=(False, True), requires_grad=cell == "elman")
     arguments.input.requires_grad_()
-    given = {v.data_ptr() for v in arguments.float_tensors()}
-    kept = []
+    given, kept = {v.data_ptr() for v in arguments.float_tensors()}, []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
         output, _ = arguments.call(ops.recurrence)
     own = [v for v in kept if v.data_ptr() not in given]

@@ -52,8 +52,7 @@ def recurrence(
     def store(x: Tensor) -> Tensor:
         return x if stored is None else x + (x.to(stored).to(x.dtype) - x).detach()
 
-    f = ACTIVATIONS[nonlinearity]
-    present = None
+    f, present = ACTIVATIONS[nonlinearity], None
     if batch_sizes is not None:
         present, rows = unpack(batch_sizes)
         lengths = present.sum(0)

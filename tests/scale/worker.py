@@ -32,8 +32,7 @@ class Model(nn.Module):
 
 
 def train(model, batches):
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    losses = []
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.02), []
     for tokens in batches:
         optimizer.zero_grad()
         loss = model(tokens).square().mean()

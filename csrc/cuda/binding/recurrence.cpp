@@ -61,7 +61,6 @@ class CudaBackwardCall : CudaCall {
   RecurrenceGradients gradients() {
     pre_ = empty(s.output_shape());
     rows_ = pre_.view({s.N, width_});
-    outputs_ = r_.output.contiguous().view({s.N, width_});
     if (wanted_.hx) grad_.hx = empty(state_);
     if (wanted_.reset_state && given(a_.reset)) grad_.reset_state = empty(state_);
     if (leaks() && (wanted_.alpha || grad_.reset_state.defined())) mixed_ = empty_rows();
@@ -72,7 +71,7 @@ class CudaBackwardCall : CudaCall {
       run();
       if (grad_.reset_state.defined()) of_reset_state();
     }
-    if (wanted_.weight_ih && s.features) features_ = a_.input.reshape({s.N, s.I});
+    if (wanted_.weight_ih && s.features) features_ = present(a_.input).reshape({s.N, s.I});
     for (int64_t d = 0; d < s.D; ++d) of_weights(d);
     if (wanted_.alpha && leaks()) of_alpha();
     if (wanted_.input) of_input();
@@ -82,6 +81,12 @@ class CudaBackwardCall : CudaCall {
  private:
   bool leaks() const { return is_leaky(p.cell); }
   Tensor direction(const Tensor& rows, int64_t d) const { return rows.narrow(1, d * s.H, s.H); }
+  // Rows [T,B,...] with zeros past the sequences' ends: NaN times a gradient of 0 would be NaN.
+  Tensor present(const Tensor& rows) const {
+    if (!given(a_.lengths)) return rows;
+    const Tensor step = at::arange(s.T, a_.lengths->options()).view({-1, 1, 1});
+    return at::where(step < a_.lengths->view({1, -1, 1}), rows, 0);
+  }
 
   void run() {
     const Geometry geometry = choose_path(true);
@@ -109,7 +114,8 @@ class CudaBackwardCall : CudaCall {
   const Tensor& outputs_before() {
     if (before_.defined()) return before_;
     before_ = empty({s.N, width_});
-    if (!s.empty()) launch_state_kernel(StateKernel::previous_state, outputs_, before_);
+    const Tensor outputs = r_.output.contiguous();
+    if (!s.empty()) launch_state_kernel(StateKernel::previous_state, outputs, before_);
     return before_;
   }
 
@@ -150,10 +156,10 @@ class CudaBackwardCall : CudaCall {
   const int64_t width_;
   const std::array<int64_t, 3> state_;
   RecurrenceGradients grad_;
-  Tensor pre_, rows_;        // gradients of the pre-activations, as output lies and [N, D*H]
-  Tensor outputs_, before_;  // [N, D*H]
-  Tensor features_;          // input, [N, I]
-  Tensor mixed_;             // DeviceCall::mixed
+  Tensor pre_, rows_;  // gradients of the pre-activations, as output lies and [N, D*H]
+  Tensor before_;      // [N, D*H]
+  Tensor features_;    // input, [N, I]
+  Tensor mixed_;       // DeviceCall::mixed
 };
 
 RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
