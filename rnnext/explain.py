@@ -85,7 +85,7 @@ def explain(
     cycles = plan.pop("cycles")
     numbers = ",".join(f"{name}={v:g}" for name, v in plan.items() if isinstance(v, float))
     parts = f"{plan['batch_parts']} part(s) of the batch a direction, "
-    parts += f"of {plan['group_rows']} sequence(s) at most"
+    parts += f"at most {plan['group_rows']} sequence(s) of each at a time"
     estimate = [f"estimate: {cycles:.0f} cycles a step for the product with the state, and packing"]
     if plan["weights"] == "unpacked":
         parts, estimate = "each has some of the hidden units", []

@@ -325,7 +325,7 @@ def test_explain_says_it_in_words():
         ((1, 1, 8, 8), {"cell": "rnn"}, "nothing is packed", "), rnn, float32", "each has"),
         ((100, 1, 64, 64), {"num_layers": 2}, "a wavefront"),
         ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
-        ((100, 16, 16, 64), {}, "of 8 sequence(s) at most", "each part packs the weights"),
+        ((100, 16, 16, 64), {}, "at most 8 sequence(s) of each", "each part packs the weights"),
         ((1, 16, 512, 512), {"train": True}, "summed where they are returned", "read as they lie"),
         ((64, 32, 64, 600), {"cell": "lstm"}, "lstm, float32 (highest)", "is fetched"),
     ]:
