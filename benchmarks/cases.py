@@ -104,7 +104,7 @@ HEADLINE = (
     (100, 256, 64, 256),
 )  # fmt: skip
 SWEEP_H = tuple((64, 32, 64, h) for h in (16, 32, 64, 128, 256, 512, 1024, 2048))
-SWEEP_B = tuple((100, b, 64, 256) for b in (1, 2, 4, 8, 16, 32, 64, 128, 256))
+SWEEP_B = (*((100, b, 64, 256) for b in (1, 2, 4, 8, 16, 32, 64, 128, 256)), (16, 4096, 64, 64))
 SWEEP_T = tuple((t, 16, 16, 64) for t in (1, 3, 10, 30, 100, 300, 1000, 2000))
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"layers": 2}, {"bidirectional": True}, {"layers": 2, "bidirectional": True}, {"packed": True},
