@@ -77,10 +77,8 @@ class Stepper:
         rnn: Any = module.rnn if isinstance(module, EmbeddingRNN) else module
         for part in (module, *(module.children() if isinstance(module, EmbeddingRNN) else ())):
             if type(part).forward not in _FORWARDS or "forward" in vars(part):
-                whose = f"{_name(part)} has"
-                raise TypeError(
-                    f"module must have no forward of its own, as no step calls it: {whose}"
-                )
+                found = f"as no step calls it: {_name(part)} has"
+                raise TypeError(f"module must have no forward of its own, {found}")
         if getattr(rnn, "bidirectional", False):
             raise ValueError("module must have one direction: the other starts at the end")
         if getattr(rnn, "proj_size", 0):

@@ -29,6 +29,11 @@ def by_an_optimizer(module, **options):
     torch.optim.Adam(module.parameters(), **options).step()
 
 
+def of_columns(rnn):
+    rnn.weight_hh_l0 = nn.Parameter(torch.randn(6, 12)[:, :6])
+    return rnn
+
+
 # Modules, how each is written to, and what has changed then; torch does not count all of these.
 WRITES = {
     "torch.nn's": (nn.RNN(4, 6, 2), lambda m: doubled(first(m)), "weight_ih_l0"),
@@ -48,7 +53,7 @@ WRITES = {
         "parametrizations.weight_hh_l0.original0"),
     "an optimizer": (rnnext.RNN(4, 6, 2), by_an_optimizer, "weight_ih_l0"),
     "a fused one": (rnnext.RNN(4, 6), lambda m: by_an_optimizer(m, fused=True), "weight_ih_l0"),
-    "data": (rnnext.RNN(4, 6), lambda m: m.weight_hh_l0.data.mul_(2), "weight_hh_l0"),
+    "data": (of_columns(rnnext.RNN(4, 6)), lambda m: m.weight_hh_l0.data.mul_(2), "weight_hh_l0"),
     "shared memory": (rnnext.RNN(4, 6), lambda m: m.bias_ih_l0.detach().numpy().fill(3),
         "bias_ih_l0"),
 }  # fmt: skip

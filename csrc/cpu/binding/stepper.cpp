@@ -50,7 +50,7 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   TORCH_CHECK(like.size(1) > 0, "weight_hh must have hidden units, got shape ", like.sizes());
   const auto L = static_cast<int64_t>(layers.size());
   const int64_t S = traits_of(parse_cell(cell)).states;
-  states_ = at::zeros({2, L, S, batch_size, like.size(1)}, like.options());
+  states_ = at::zeros({2, S, L, batch_size, like.size(1)}, like.options());
   inner_ = at::empty({2, batch_size, like.size(1)}, like.options());
   threads_ = max_threads();
   for (const Weights& weights : layers) add_layer(weights, nonlinearity, cell);
@@ -81,7 +81,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                                            : traits_of(parse_cell(cell)).gates * H;
   // Each step has its own input and state, of these shapes.
   KeptArguments arguments{.input = at::zeros({1, B, width}, states_.options()),
-                          .hx = states_[0][0],
+                          .hx = states_[0].select(/*dim=*/1, 0),
                           .weight_ih = listed(weight_ih, "weight_ih", false),
                           .weight_hh = listed(weight_hh, "weight_hh", false),
                           .bias_ih = listed(bias_ih, "bias_ih"),
@@ -94,6 +94,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                           .reverse = directions(1)};
   CpuCall call(arguments);
   Recurrence& p = call.p;
+  p.layers = static_cast<int>(states_.size(2));
   p.packed_weights = &call;                // the choice of kernels asks only whether there are any
   kernels_ = &kernels_for(call.dtype, p);  // the same for each layer
   const Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
@@ -115,7 +116,9 @@ void Stepper::reserve(size_t bytes) {
 uint64_t Stepper::Seen::sample_of(const Tensor& tensor) {
   const c10::TensorImpl& t = *tensor.unsafeGetTensorImpl();
   const c10::Storage& storage = t.unsafe_storage();
-  const size_t size = t.itemsize(), place = (t.storage_offset() + t.numel() / 2) * size;
+  int64_t middle = t.storage_offset();
+  for (int64_t d = 0; d < t.dim(); ++d) middle += t.size(d) / 2 * t.stride(d);
+  const size_t size = t.itemsize(), place = middle * size;
   uint64_t sample = ~uint64_t{0};
   if (tensor.is_cpu() && storage.data() && place + size <= storage.nbytes())
     std::memcpy(&sample, static_cast<const char*>(storage.data()) + place,
@@ -165,9 +168,9 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
   Tensor output =
       at::detail::empty_cpu(at::IntArrayRef(shape + one_row, shape + 2), states_.scalar_type());
   char* const inner = static_cast<char*>(inner_.data_ptr());
-  const int64_t bytes = state_bytes() / batch() * B, of_layer = states_.size(2) * bytes;
+  const int64_t bytes = state_bytes() / batch() * B;
   const void* rows = reads_table ? table_.const_data_ptr() : features.const_data_ptr();
-  for (size_t l = 0; B > 0 && l < layers_.size(); ++l, from += of_layer, to += of_layer) {
+  for (size_t l = 0; B > 0 && l < layers_.size(); ++l, from += bytes, to += bytes) {
     Recurrence call = layers_[l].call.p;
     call.B = B;
     if (call.input.stride_b > 0) call.input.data = rows;
@@ -208,31 +211,28 @@ std::pair<Tensor, std::vector<Tensor>> Stepper::step_from(const Tensor& input, T
 
 // A caller has a tensor for each state of a cell, as a module returns them.
 std::vector<Tensor> Stepper::for_caller(const char* from, int64_t B) const {
-  const int64_t L = states_.size(1), S = state_count(), bytes = state_bytes() / batch() * B;
   std::vector<Tensor> states;
-  for (int64_t s = 0; s < S; ++s) {
-    states.emplace_back(at::detail::empty_cpu({L, B, states_.size(4)}, states_.scalar_type()));
-    char* to = static_cast<char*>(states.back().data_ptr());
-    for (int64_t l = 0; l < L; ++l, to += bytes) std::memcpy(to, from + (l * S + s) * bytes, bytes);
+  for (int64_t s = 0; s < state_count(); ++s, from += states.back().nbytes()) {
+    states.emplace_back(
+        at::detail::empty_cpu({states_.size(2), B, states_.size(4)}, states_.scalar_type()));
+    std::memcpy(states.back().data_ptr(), from, states.back().nbytes());
   }
   return states;
 }
 Tensor Stepper::check_states(TensorList states, int64_t B) const {
-  const int64_t L = states_.size(1), S = state_count(), bytes = state_bytes() / batch() * B;
-  const int64_t shape[] = {L, B, states_.size(4)};
+  const int64_t S = state_count(), shape[] = {states_.size(2), B, states_.size(4)};
   const auto name = [S](int64_t s) { return S > 1 ? c10::str("state[", s, "]") : "state"; };
   for (int64_t s = 0; s < S; ++s)
     TORCH_CHECK(states[s].sizes() == shape, name(s), " must have shape ", at::IntArrayRef(shape),
                 ", got ", states[s].sizes());
   Tensor all;
-  if (S > 1) all = at::detail::empty_cpu({L, S, B, states_.size(4)}, states_.scalar_type());
+  if (S > 1) all = at::detail::empty_cpu({S, shape[0], B, shape[2]}, states_.scalar_type());
   for (int64_t s = 0; s < S; ++s) {
     check_values(states[s], name(s).c_str(), states_);
     const Tensor values = values_of(states[s], name(s).c_str());
     if (S == 1) return values;
-    const char* from = static_cast<const char*>(values.const_data_ptr());
-    for (int64_t l = 0; l < L; ++l, from += bytes)
-      std::memcpy(static_cast<char*>(all.data_ptr()) + (l * S + s) * bytes, from, bytes);
+    std::memcpy(static_cast<char*>(all.data_ptr()) + s * values.nbytes(), values.const_data_ptr(),
+                values.nbytes());
   }
   return all;
 }

@@ -32,7 +32,7 @@ class Stepper {
   // The same from the caller's S states [L,B,H]; also returns the next ones. B may be less here.
   std::pair<Tensor, std::vector<Tensor>> step_from(const Tensor& input, TensorList states);
 
-  int64_t state_count() const { return states_.size(2); }  // S
+  int64_t state_count() const { return states_.size(1); }  // S
   std::vector<Tensor> get_states() const;                  // copies
   void set_states(TensorList states);
   void reset();                    // to zeros
@@ -64,7 +64,7 @@ class Stepper {
       const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
       return counter.enabled() ? counter.current_version() : 0;
     }
-    // The bits of a value in the middle, and ones above; ones where it cannot be read.
+    // The bits of the value in its middle, and ones above; ones where it cannot be read.
     static uint64_t sample_of(const Tensor& tensor);
   };
 
@@ -86,7 +86,7 @@ class Stepper {
   const RnnKernels* kernels_;
   Tensor table_;                 // undefined: the input is features
   std::vector<int64_t> tokens_;  // [B] of the step at hand
-  Tensor states_;                // [2][L,S,B,H]: the last step's and the one before
+  Tensor states_;                // [2][S,L,B,H]: the last step's and the one before
   int last_ = 0;
   int64_t steps_ = 0;  // taken so far
   Tensor inner_;       // [2][B,H]: outputs of all layers but the last, in turns
