@@ -77,8 +77,7 @@ bool load(PyObject* object, double& value) {
 }
 bool load(PyObject* object, std::string_view& value) {
   Py_ssize_t size = 0;
-  const char* const text =
-      PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+  const char* text = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
   if (!text) return PyErr_Clear(), false;
   value = {text, static_cast<size_t>(size)};
   return true;
@@ -201,9 +200,8 @@ void define_stepper(py::module_& m) {
            }))
       .def("step_from",
            torch::wrap_pybind_function([](Stepper& s, py::handle input, py::handle state) {
-             auto [output, next] =
-                 s.step_from(tensor_of(input, s.input_name()), states_of(s, state));
-             return std::pair(output, as_state(next));
+             auto [output, to] = s.step_from(tensor_of(input, s.input_name()), states_of(s, state));
+             return std::pair(output, as_state(to));
            }))
       .def("get_state",
            torch::wrap_pybind_function([](Stepper& s) { return as_state(s.get_states()); }))
@@ -257,7 +255,7 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
   if (hx) p.hx = &p;  // the plan asks only whether it is null
   if (!lengths.empty()) p.lengths = lengths.data();
   return rnnext::describe_plan(p, layers, rnnext::parse_dtype(at::empty({0}, dtype), "dtype"),
-                               threads, train,
+                               std::min(threads, rnnext::kMaxWorkers), train,
                                machine ? rnnext::machine_of(*machine) : rnnext::this_machine());
 }
 

@@ -65,12 +65,11 @@ def refuse_word(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
-    """Raise where a tensor is sparse or not on the weights' device, before a kernel is chosen."""
+    """Raise where a tensor is sparse or not on the weights' device."""
     for name, value in arguments.items():
         if value is not None and value.device != weight.device:
-            raise RuntimeError(
-                f"{name} must be on the device of the weights, {weight.device}, got {value.device}"
-            ) from None
+            must = f"on the device of the weights, {weight.device}, got {value.device}"
+            raise RuntimeError(f"{name} must be {must}") from None
         if value is not None and value.layout is not torch.strided:
             raise RuntimeError(f"{name} must be a dense tensor, got {value.layout}") from None
 
@@ -81,20 +80,15 @@ def raise_of_layers(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    states: int,
+    layers: int,
     batch_first: bool,
 ) -> None:
-    """Raise torch.nn's error for these arguments of the op, or return if it has none for them.
-
-    ``states`` is layers times directions.
-    """
+    """Raise torch.nn's error for these arguments of the op, or return if it has none for them."""
     dims, module = data.dim(), _NAMES.get(cell, "RNN")
     if batch_sizes is None:
         if dims not in (2, 3):
-            found = f"{dims}D" if cell in _NAMES else f"{dims}D tensor"
-            raise ValueError(
-                f"{module}: Expected input to be 2D or 3D, got {found} instead"
-            ) from None
+            found = f"{dims}D instead" if cell in _NAMES else f"{dims}D tensor instead"
+            raise ValueError(f"{module}: Expected input to be 2D or 3D, got {found}") from None
         if any(h.dim() != dims for h in hx):
             kind = "unbatched 2-D" if dims == 2 else "batched 3-D"
             which, found = "hx", f"{hx[0].dim()}-D tensor"
@@ -128,7 +122,7 @@ def raise_of_layers(
             got.insert(1, 1)
         else:
             batch = data.size(0 if batch_first else 1)
-        expected = (states, batch, weights[1].size(-1))
+        expected = (layers, batch, weights[1].size(-1))
         if got != list(expected):
             raise RuntimeError(f"Expected {name} size {expected}, got {got}") from None
 
@@ -148,6 +142,8 @@ def raise_of_a_cell(
         {"input": input, **weights, **by_name("hx", hx)}, bias_ih=bias_ih, bias_hh=bias_hh
     )
     refuse_devices(weight_hh, input=input, **by_name("hx", hx))
+    if weight_ih.dim() != 2 or weight_hh.dim() != 2:
+        return
     module = f"{_NAMES.get(cell, 'RNN')}Cell"
     if input.dim() not in (1, 2):
         raise ValueError(

@@ -172,11 +172,11 @@ def run(
             _errors.raise_of_layers(cell, data, states, weights, batch_sizes, n, of["batch_first"])
         for place, weight in enumerate(weights):
             if not isinstance(weight, Tensor):
-                raise TypeError(
-                    f"expected Tensor as element {place} in argument 2, but got "
-                    f"{type(weight).__name__}"
-                ) from None
+                found = f"element {place} in argument 2, but got {type(weight).__name__}"
+                raise TypeError(f"expected Tensor as {found}") from None
         raise
+    finally:
+        refused = None  # its traceback holds this frame, and so the input
     if batch_sizes is None:
         return output, h_n[0] if cell != "lstm" else tuple(h_n)
     if unsorted_indices is not None:

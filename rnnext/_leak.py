@@ -54,8 +54,7 @@ class Leak(nn.Module):
     ) -> None:
         """The second part of the constructors, which needs the weights."""
         self.nonlinearity, self.form, self.learn_alpha = nonlinearity, form, learn_alpha
-        object.__setattr__(self, "noise_std", noise_std)  # nn.Module's would keep a Parameter
-        self.noise_scale, self.noise_in_eval = noise_scale, noise_in_eval
+        self.noise_std, self.noise_scale, self.noise_in_eval = noise_std, noise_scale, noise_in_eval
         self.generator = generator
         if not learn_alpha:
             self._set_leak(alpha, dt, tau)
@@ -70,6 +69,10 @@ class Leak(nn.Module):
             self.register_parameter(name, nn.Parameter(logit.to(self._weight.device, copy=True)))
         self._first = self._first | first
         self._keep_dt()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in ("alpha", "tau", "noise_std")  # nn.Module's would register a Parameter
+        super(nn.Module if own else Leak, self).__setattr__(name, value)
 
     def _keep(self, name: str, value: Tensor, persistent: bool = True) -> None:
         """Hold a copy in a buffer; the value is what reset_parameters gives back."""

@@ -128,9 +128,8 @@ def _checked(lengths: Lengths, x: Tensor) -> Tensor:
     if not is_compiling():  # else it has no values
         for row, length in enumerate(lengths.tolist()):
             if not 0 <= length <= x.shape[0]:
-                raise ValueError(
-                    f"lengths[{row}] = {length} is out of range: expected 0 <= length <= {len(x)}"
-                )
+                must = f"expected 0 <= length <= {len(x)}"
+                raise ValueError(f"lengths[{row}] = {length} is out of range: {must}")
     return lengths
 
 

@@ -1,7 +1,7 @@
 """The operations as functions: parameters are arguments, nothing is kept between calls."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def rnn(
         training: whether dropout applies. Default: ``False``.
         bidirectional: whether D is 2: a second set of weights reads each layer's input from its
             end. Default: ``False``.
-        lengths: the number of steps of each sequence of a 3-D ``input``, ``[B]``, int64, int32 or a
+        lengths: the number of steps of each sequence of a 3-D ``input``, a tensor ``[B]`` or a
             list of integers, each in 0..T: later steps are not computed, their output is 0, and
             ``h_n`` is the state after its own last step. Default: all have T steps.
         reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]``
@@ -166,6 +166,7 @@ def rnn_ensemble(
     bidirectional: bool = False,
     lengths: _layers.Lengths | None = None,
     reset: Tensor | None = None,
+    reset_state: Any = None,
 ) -> tuple[Tensor, Any]:
     """:func:`rnn` of M members, each with weights of its own, one call a layer.
 
@@ -188,26 +189,41 @@ def rnn_ensemble(
             :func:`rnn`'s. Default: all have T steps.
         reset: where a new episode begins, bool, of the shape of ``input`` without its features, for
             each member or for all. Default: nowhere.
+        reset_state: as :func:`rnn`'s, with M in front. Default: zeros.
 
     Returns:
         ``(output, h_n)``: the last layer's states ``[M, T, B, D * H]`` (``[M, B, T, D * H]`` with
         ``batch_first``), and the last state of each layer and direction, ``[M, L * D, B, H]``.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`rnn`; ValueError where ``input`` has another
-            number of dimensions, or ``hx`` or ``reset`` another shape, RuntimeError where a tensor
-            is not of M members.
+        ValueError, TypeError, RuntimeError: as :func:`rnn`, but ValueError for ``hx`` of another
+            shape; RuntimeError where a tensor is not of M members.
     """
     cell = _layers.cell_named(cell)
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)
-    states = _errors.by_name("hx", _layers.as_states("hx", cell, hx))
-    _errors.refuse_others({"input": input, **states}, reset=reset)
+    states, starts = (
+        _errors.by_name(name, _layers.as_states(name, cell, given))
+        for name, given in (("hx", hx), ("reset_state", reset_state))
+    )
+    _errors.refuse_others({"input": input, **states, **starts}, reset=reset)
+    if flat[1].dim() != 3:
+        raise RuntimeError(f"weights[1] must have 3 dimensions, got {flat[1].dim()}")
     M, H, D = flat[1].shape[0], flat[1].shape[-1], 2 if bidirectional else 1
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
+    if not 0 <= dropout <= 1:
+        raise RuntimeError(f"dropout must be between 0 and 1, got {dropout}")
     batch = input.shape[-3 if batch_first else -2]
+    shape = (M, of["num_layers"] * D, batch, H)
     for name, state in states.items():
-        _errors.refuse_shape(name, state, (M, of["num_layers"] * D, batch, H))
+        _errors.refuse_shape(name, state, shape)
+    for name, start in starts.items():
+        _errors.refuse_shape(name, start, (*shape[:2], H), shape)
+        starts[name] = start.unsqueeze(-2).expand(shape) if start.dim() == 3 else start
+
+    def of_layer(tensors: Mapping[str, Tensor], first: int) -> Tensor | None:
+        own = [tensor[:, first : first + D] for tensor in tensors.values()]
+        return torch.cat(own, 1) if own else None
 
     def of_each(tensor: Tensor, dims: int) -> Tensor:
         """A tensor with M in front and, where it has both, the time before the batch."""
@@ -226,10 +242,9 @@ def rnn_ensemble(
     for first in range(0, of["num_layers"] * D, D):
         own = flat[first * per_direction : (first + D) * per_direction]
         lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
-        starts = [state[:, first : first + D] for state in states.values()]
         x, h, _ = _ensemble(
-            x, torch.cat(starts, 1) if starts else None, *lists, None, lengths, None, reset, None,
-            [], cell, [], None, nonlinearity, [False, True][:D], False,
+            x, of_layer(states, first), *lists, None, lengths, None, reset,
+            of_layer(starts, first), [], cell, [], None, nonlinearity, [False, True][:D], False,
         )  # fmt: skip
         h_n.append(torch.split(h, D, 1))
         if dropout > 0 and training and first + D < of["num_layers"] * D:
@@ -510,10 +525,8 @@ def embedding(
     except (AttributeError, RuntimeError, TypeError):
         for place, (name, value) in enumerate({"weight": weight, "indices": input}.items(), 1):
             if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"embedding(): argument '{name}' (position {place}) must be Tensor, not "
-                    f"{type(value).__name__}"
-                ) from None
+                found = f"(position {place}) must be Tensor, not {type(value).__name__}"
+                raise TypeError(f"embedding(): argument '{name}' {found}") from None
         if max_norm is not None:
             _errors.refuse_no_number("max_norm", max_norm)
         _errors.refuse_devices(weight, indices=input)

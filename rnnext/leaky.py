@@ -137,9 +137,6 @@ class LeakyRNN(Leak, nn.RNNBase):
         alphas, noise = self.alphas(), []
         if self.training or self.noise_in_eval:
             noise = self._noise_stds(alphas)
-            if noise and lengths is not None and isinstance(input, Tensor) and not input.is_cpu:
-                lengths = _layers.as_lengths(lengths, input.device)
-                input = self._without_padding(input, lengths)
         return _layers.run(
             attributes_of(self), weights_of(self, self._flat_weights_names), input, hx, lengths,
             reset, reset_state, self.form, self.nonlinearity, alphas, noise,
@@ -174,7 +171,9 @@ class LeakyRNN(Leak, nn.RNNBase):
                 f"form={self.form!r}"
             )
         _errors.refuse_others({"input": input}, hx=hx)
-        x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+        if input.dim() != 3:
+            raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
+        x = input.transpose(0, 1) if self.batch_first else input
         if hx is not None:
             _errors.refuse_shape("hx", hx, (1, x.shape[-2], self.hidden_size))
         (alpha,), noise = self.alphas(), None
@@ -199,18 +198,6 @@ class LeakyRNN(Leak, nn.RNNBase):
         if self.batch_first:
             v, output = v.transpose(0, 1), output.transpose(0, 1)
         return v, (output, h_n.unsqueeze(0))
-
-    def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
-        """The input with zeros past each row's end: padding must not reach the gradients of W_ih
-        where noise is added to products with it.
-
-        Lengths that do not fit are left to the op to refuse.
-        """
-        batch, time = (0, 1) if self.batch_first else (1, 0)
-        if input.dim() != 3 or lengths.shape != (input.shape[batch],):
-            return input
-        steps = torch.arange(input.shape[time], device=input.device).unsqueeze(batch)
-        return torch.where((steps < lengths.unsqueeze(time)).unsqueeze(2), input, 0)
 
 
 class LeakyRNNCell(Leak, nn.RNNCellBase):

@@ -72,7 +72,7 @@ def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
             raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
         return module.nonlinearity
     mode: Any = module.mode
-    if mode not in ("RNN_TANH", "RNN_RELU"):
+    if _CALLED.get(mode, ("",))[0] != "elman":
         raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {mode}")
     return _CALLED[mode][1]
 
@@ -101,8 +101,8 @@ class Layers(nn.RNNBase, Generic[_State]):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input; of an LSTM
                 two of these, ``(h, c)``. Default: zeros.
-            lengths: the number of steps of each sequence, ``[B]``, int64, int32 or a list of
-                integers; see :func:`rnnext.functional.rnn`. Default: all have T steps.
+            lengths: the number of steps of each sequence, a tensor ``[B]`` or a list of integers;
+                see :func:`rnnext.functional.rnn`. Default: all have T steps.
             reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
                 a new episode begins: every layer's state before that step is ``reset_state``; see
                 :func:`rnnext.functional.rnn`. Default: nowhere.
@@ -138,10 +138,13 @@ class Layers(nn.RNNBase, Generic[_State]):
                     return found[0], last
             except (RuntimeError, ValueError) as error:
                 refused = error  # raised below, or what torch.nn raises for such a call
-        return _layers.run(
-            attributes_of(self), weights_of(self, self._flat_weights_names), input, hx, lengths,
-            reset, reset_state, cell, nonlinearity, refused=refused,
-        )  # fmt: skip
+        try:
+            return _layers.run(
+                attributes_of(self), weights_of(self, self._flat_weights_names), input, hx,
+                lengths, reset, reset_state, cell, nonlinearity, refused=refused,
+            )  # fmt: skip
+        finally:
+            refused = None  # its traceback holds this frame, and so the input
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward

@@ -37,8 +37,7 @@ inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=
 template <bool predicate(const Tensor&), class Struct>
 bool any_tensor(const Struct& s) {
   bool any = false;
-  zip([&](const auto& field) { any = any || std::ranges::any_of(tensors_of(field), predicate); },
-      s);
+  zip([&](const auto& f) { any = any || std::ranges::any_of(tensors_of(f), predicate); }, s);
   return any;
 }
 template <class... Struct>

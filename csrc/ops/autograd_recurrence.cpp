@@ -62,10 +62,8 @@ struct ForwardFunction {
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));
-    const bool reads_more =
-        reads_saved(parse_cell(a.cell), std::ranges::any_of(a.alpha, needs_grad));
-    auto [output, h_n, saved] =
-        below_autograd([&] { return call_forward<Op>(a, save || reads_more); });
+    const bool more = reads_saved(parse_cell(a.cell), std::ranges::any_of(a.alpha, needs_grad));
+    auto [output, h_n, saved] = below_autograd([&] { return call_forward<Op>(a, save || more); });
     // Biases may be changed before the backward pass, as in torch, unless a loop must run again.
     RecurrenceArguments keep = whole;
     const std::vector<Tensor> unread(a.bias_ih.size());

@@ -356,6 +356,7 @@ inline void check_embedding(const Tensor& weight, const Tensor& indices) {
 }
 inline void check_embedding_gradient(const Tensor& grad, const Tensor& indices) {
   parse_dtype(grad, "grad");
+  check_device(indices, "indices", grad);
   check_index_dtype(indices);
   const c10::SymIntArrayRef rows = indices.sym_sizes();
   TORCH_CHECK(grad.dim() == indices.dim() + 1 && same(grad.sym_sizes().slice(0, rows.size()), rows),

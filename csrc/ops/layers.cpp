@@ -107,6 +107,11 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     const TensorList noise = of_layer_list(a.noise);
     const bool adds_noise = !noise.empty() && !x.is_cpu();
     const bool projects = reads_table || adds_noise;
+    // Padding must not reach the gradient of W_ih. (The op refuses lengths of another shape.)
+    if (adds_noise && given(a.lengths) && a.lengths->sym_sizes() == x.sym_sizes().slice(1, 1)) {
+      const Tensor step = at::arange(x.sym_size(0), a.lengths->options()).view({-1, 1, 1});
+      x = at::where(step < a.lengths->unsqueeze(1), x, 0);
+    }
     if (projects) x = project(x, weights, cell);
     if (adds_noise) x = at::addcmul(x, at::randn_like(x), at::cat(noise));
     const OptionalTensor key = adds_noise || noise.empty() ? OptionalTensor() : keys[layer];

@@ -97,6 +97,7 @@ CHOICES = {
     "threads without work are not called": [
         ((100, 1, 64, 64), {}, {"threads": 1}),
         ((100, 1, 64, 256), {}, {"threads": 2}),
+        ((100, 4096, 64, 256), {"threads": 128}, {"threads": 63}),
         ((100, 3, 64, 64), {"threads": 8}, {"threads": 3}),
         ((100, 1, 64, 64), {"directions": 2}, {"threads": 2}),
     ],

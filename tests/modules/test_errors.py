@@ -3,6 +3,7 @@ name of the argument, what was expected and what came."""
 
 import functools
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -184,6 +185,7 @@ RNN = rnnext.RNN(3, 4, batch_first=True)
 TWO = rnnext.RNN(3, 4, 2)
 LSTM, LSTM_CELL, GRU = rnnext.LSTM(3, 4), rnnext.LSTMCell(3, 4), rnnext.GRU(3, 4)
 NOISY = rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=1)
+VOLTAGE = rnnext.LeakyRNN(3, 4, alpha=0.5, form="voltage")
 TOKEN_RNN, OF_FEW = rnnext.EmbeddingRNN(7, 3, 4), rnnext.EmbeddingRNN(1, 3, 4)
 CELL, EMBEDDING = rnnext.RNNCell(3, 4), rnnext.Embedding(7, 3)
 WEIGHTS = W_IH, W_HH, B, _ = (CELL.weight_ih, CELL.weight_hh, CELL.bias_ih, CELL.bias_hh)
@@ -323,9 +325,16 @@ REFUSED = [
      "dropout must be between 0 and 1, got 1.5"),
     (lambda: ensemble(hx=zeros(6, 1, 3, 4)), ValueError,
      "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]"),
+    (lambda: ensemble(dropout=3), RuntimeError, "dropout must be between 0 and 1, got 3"),
+    (lambda: ensemble(reset_state=zeros(6, 4)), ValueError,
+     "reset_state must have shape [6, 1, 4] or [6, 1, 2, 4], got [6, 4]"),
+    (lambda: ensemble(reset_state=zeros(6, 1, 4)), ValueError, "reset_state needs a reset"),
     (lambda: ensemble(input=X[0]), ValueError, "input must have 3 or 4 dimensions, got 2"),
     (lambda: ensemble(reset=BOOLS[0]), ValueError, "must have shape [5, 2] or [6, 5, 2], got [2]"),
+    (lambda: ensemble(weights=[B, B]), RuntimeError, "weights[1] must have 3 dimensions, got 1"),
     (lambda: ensemble(weights=[W_IH]), ValueError, "weights must hold weight_ih, weight_hh and"),
+    (lambda: cell(B[0], W_HH), RuntimeError, "weight_ih must be"),
+    (lambda: VOLTAGE.potentials(X[0]), ValueError, "input must have 3 dimensions, got 2"),
     (lambda: recur(alpha=0.0), ValueError, "alpha must be in (0, 1], got 0.0"),
     (lambda: recur(alpha="x"), TypeError, "alpha must be a number or a tensor, got str"),
     (lambda: recur(alpha=B[:3]), ValueError, "alpha must have shape [] or [4], got [3]"),
@@ -353,6 +362,14 @@ REFUSED = [
 def test_arguments_that_do_not_fit_are_named():
     for row in REFUSED:
         assert_refused(*row)
+
+
+def test_a_refused_call_keeps_no_tensor():
+    x = zeros(5, 2, 7)
+    kept = weakref.ref(x)
+    assert "Expected 3, got 7" in error_of(GRU, x)[1]
+    del x
+    assert kept() is None
 
 
 def test_a_result_changed_in_place_says_what_to_do():

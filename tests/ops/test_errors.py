@@ -14,12 +14,11 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import rnnext
 from fuzz.test_ops import MADE
 from helpers import samples
-from helpers.common import error_of
+from helpers.common import assert_refused, error_of
 
 ops = torch.ops.rnnext
-zeros, longs, bools = (
-    functools.partial(torch.zeros, dtype=d) for d in (torch.float64, torch.int64, torch.bool)
-)
+DTYPES = (torch.float64, torch.int64, torch.bool)
+zeros, longs, bools = (functools.partial(torch.zeros, dtype=dtype) for dtype in DTYPES)
 stack_of = functools.partial(samples.make_stack, 2)
 ZEROS, GRU = {"H": 0, "hx": False}, {"cell": "gru"}  # any cell fits weights of no unit
 # A call's parts, the one that is wrong, the message, the error if it is no RuntimeError.
@@ -215,6 +214,12 @@ def test_an_embedding_refuses_as_with_data():
             error, message = error_of(op, *map(convert, tensors), *options)
             assert error is expected[0]
             assert message.split("; but got")[0] == expected[1].split("; but got")[0]
+
+
+def test_the_gradient_of_an_embedding_refuses_indices_elsewhere():
+    for op in (ops.embedding_backward, ops.embedding_sparse_backward):
+        given = zeros(2, 3), longs(2).to("meta"), 5, -1, False
+        assert_refused(op, RuntimeError, "indices must be on cpu, got meta", *given)
 
 
 def test_meta_tensors_without_a_tracer():

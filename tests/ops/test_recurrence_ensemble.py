@@ -76,7 +76,7 @@ def test_what_members_share_is_not_copied():
 )
 @pytest.mark.parametrize("shared", [True, False])
 def test_rnn_ensemble_is_an_rnn_for_each_member(options, shared):
-    """Of one input, lengths and resets, or of each its own."""
+    """Of one input, lengths and resets, or of each its own; reset_state of all rows, or of each."""
     cell = options.get("cell", "rnn")
     layers = {name: value for name, value in options.items() if name != "cell"}
     members = [getattr(rnnext, cell.upper())(4, 6, **layers) for _ in range(2)]
@@ -85,15 +85,18 @@ def test_rnn_ensemble_is_an_rnn_for_each_member(options, shared):
     lengths = torch.tensor([[5, 3, 0], [2, 5, 1]])
     hx = torch.rand(2, members[0].num_layers * (1 + members[0].bidirectional), 3, 6)
     hx = (hx, hx + 1) if cell == "lstm" else hx
+    start = tree_map(lambda h: h[:, :, 0] / 2 if shared else h / 2, hx)
     if members[0].batch_first:
         x, reset = x.transpose(1, 2), reset.transpose(1, 2)
     given = x, lengths, reset
     own = [[each[0 if shared else m] for each in given] for m in range(2)]
     x, lengths, reset = own[0] if shared else given
     named = {name: value for name, value in options.items() if name != "num_layers"}
-    result = rnnext.functional.rnn_ensemble(x, hx, weights, lengths=lengths, reset=reset, **named)
+    named |= {"lengths": lengths, "reset": reset, "reset_state": start}
+    result = rnnext.functional.rnn_ensemble(x, hx, weights, **named)
     for m, member in enumerate(members):
-        expected = tree_leaves(member(own[m][0], tree_map(lambda h, m=m: h[m], hx), *own[m][1:]))
+        states = [tree_map(lambda h, m=m: h[m], state) for state in (hx, start)]
+        expected = tree_leaves(member(own[m][0], states[0], *own[m][1:], states[1]))
         assert same([each[m] for each in tree_leaves(result)], expected)
 
 

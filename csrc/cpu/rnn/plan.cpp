@@ -55,7 +55,7 @@ double pack_cycles(const KernelShape& shape, int64_t operands) {
 // worker has all directions of a sequence. `packing`: cycles a step for each column of a product
 // whose weights a worker packs.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
-               bool joined = false, double packing = 0) {
+               bool joined, double packing) {
   const int64_t K = shape.operands(p.H), panels = shape.panels(p.H), gates = p.gates();
   Plan best{};
   best.joined = joined;

@@ -47,8 +47,6 @@ struct SortedIndices {
 SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t rows,
                            int64_t padding_idx) {
   check_embedding_gradient(grad, indices);
-  TORCH_CHECK(indices.device() == grad.device(), "indices must be on the device of grad, ",
-              grad.device(), ", got ", indices.device());
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
   const int64_t count = indices.numel();
   TORCH_CHECK_NOT_IMPLEMENTED(
