@@ -44,9 +44,8 @@ def test_bars_are_held_or_missed_by_their_numbers():
     run.rows["gru-cell-B1-I64-H64-infer"].seconds[names.TORCH]["median"] *= 4
     behind = "points of the roof behind the RNN, H = 128, B >= 16: worst"
     assert (held[behind][3], verdicts(run)[behind][3]) == ("held", "missed")
-    (one_step,) = (
-        b for b in bars.BARS if b.what == "one call, T=1, GRU, LSTM over the cell of torch.nn"
-    )
+    what = "one call, T=1, GRU, LSTM over the cell of torch.nn"
+    (one_step,) = (b for b in bars.BARS if b.what == what)
     found = one_step.values(run)
     assert found["gru-T1-B1-I64-H64-infer (torch.nn)"] == pytest.approx(40 / (3.1 * 1.9))
     assert found["lstm-T1-B1-I64-H64-infer (torch.nn)"] == pytest.approx(10 / 1.9)
@@ -73,9 +72,8 @@ def test_bound_names_the_roof_that_a_case_meets_first():
     single = cases.Case("rnn", "infer", T=100, B=1, I=8, H=256)
     assert roof.bound(single, LIMITS).limit == "L2"
     streamed = 100 * 4 * 256**2 / 1.5e11
-    assert roof.bound(single, LIMITS).seconds == pytest.approx(
-        streamed + 100 * 2 * 8 * 256 / LIMITS.flops["float32"]
-    )
+    expected = streamed + 100 * 2 * 8 * 256 / LIMITS.flops["float32"]
+    assert roof.bound(single, LIMITS).seconds == pytest.approx(expected)
     train = replace(single, mode="train")  # two products of a step, four that are of none
     assert roof.bound(train, LIMITS).seconds == pytest.approx(
         2 * streamed + 100 * 2 * (3 * 8 + 256) * 256 / LIMITS.flops["float32"]

@@ -38,10 +38,8 @@ def test_every_rival_agrees_and_is_timed(case, monkeypatch):
 
 def test_a_rival_that_is_wrong_is_not_timed():
     prepared = rivals.theirs().prepare(CASES[0], contract.Data(CASES[0]), 1)
-    spoilt = {name: values + 1e-3 for name, values in prepared.result().items()}
-    wrong = SimpleNamespace(
-        name="wrong", prepare=lambda *_: replace(prepared, result=lambda: spoilt)
-    )
+    bad = {name: values + 1e-3 for name, values in prepared.result().items()}
+    wrong = SimpleNamespace(name="wrong", prepare=lambda *_: replace(prepared, result=lambda: bad))
     row = runner.time_case(CASES[0], [rivals.ours(), wrong], EFFORT, threads=1)
     assert row.seconds.keys() == {names.OURS}
     assert "output is off by" in row.failed["wrong"]

@@ -38,9 +38,8 @@ def test_sums_are_in_the_order_of_the_instruction(B, tiles):
     weight, h = torch.cat([weight, -weight], 1), torch.cat([h, h], 1)  # 0, but for rounding
     for T, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (2, torch.float32)):
         hx, input = h[None].to(dtype), torch.zeros(T, B, 140, dtype=dtype)
-        call = samples.Recurrence(
-            input=input, hx=hx, weight_hh=[weight.to(dtype)], nonlinearity="identity"
-        )
+        given = {"input": input, "hx": hx, "weight_hh": [weight.to(dtype)]}
+        call = samples.Recurrence(**given, nonlinearity="identity")
         expected = of_tiles(h, weight.t()).to(dtype)
         assert expected.any()
         assert torch.equal(call.call(recurrence)[0][0], expected)

@@ -136,9 +136,8 @@ class Machine(warp.Warps):
         self.copies: list[list[Any]] = []
         self.committed = np.zeros(self.size, np.int64)
         self.progress = 0
-        self.registers = {
-            name: np.zeros(self.size, KINDS[kind]) for name, kind in self.program.kept.items()
-        }
+        kept = self.program.kept.items()
+        self.registers = {name: np.zeros(self.size, KINDS[kind]) for name, kind in kept}
         self.units = [Unit(self.number[unit_of == unit]) for unit in np.unique(unit_of)]
 
     def param(self, base, offset: int, kind):

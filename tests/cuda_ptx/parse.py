@@ -115,9 +115,8 @@ def kernel_of(text: str) -> Kernel:
     begin = text.index("\n{", match.end())
     kernel, at = Kernel(match[1]), 0
     kernel.shared = re.findall(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\]", text)
-    for one in re.finditer(
-        r"\.param (?:\.align (\d+) )?\.(\w+) (\w+)(?:\[(\d+)\])?", text[match.end() : begin]
-    ):
+    head = text[match.end() : begin]
+    for one in re.finditer(r"\.param (?:\.align (\d+) )?\.(\w+) (\w+)(?:\[(\d+)\])?", head):
         size = int(one[4]) if one[4] else int(TYPES[one[2]][1:])
         align = int(one[1]) if one[1] else size
         at = -(-at // align) * align

@@ -27,10 +27,8 @@ def fitted(case: dict) -> dict:
         case["reset"] = None
     if case["tf32"]:
         case["dtype"] = torch.float32
-    of_halves = case["dtype"] in HALVES and (
-        case["source"] == "features" or case["cell"] != "elman"
-    )
-    if (case["tf32"] or of_halves) and case["nonlinearity"] in KINKED:
+    halves = case["dtype"] in HALVES and (case["source"] == "features" or case["cell"] != "elman")
+    if (case["tf32"] or halves) and case["nonlinearity"] in KINKED:
         case["nonlinearity"] = "softplus"
     return case
 

@@ -84,9 +84,8 @@ class Warps:
         size = KINDS[kind].itemsize
         place = self._global(L, base, offset, size * count, CONSTANT, "read")
         block = self.block[L]
-        loaded = tuple(
-            self.globals.load(place + n * size, block, kind, how != "plain") for n in range(count)
-        )
+        places, last = [place + n * size for n in range(count)], (block, kind, how != "plain")
+        loaded = tuple(self.globals.load(place, *last) for place in places)
         if how == "acquire":
             for one in np.unique(block):
                 self.globals.acquire(one)

@@ -83,9 +83,7 @@ def test_losses_agree_and_results_are_written(options, bound, text, tmp_path, ca
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])  # it learns
 
 
-def test_interrupt_leaves_a_checkpoint_and_resume_goes_on_bit_for_bit(
-    text, tmp_path, monkeypatch, capsys
-):
+def test_an_interrupted_run_resumes_bit_for_bit(text, tmp_path, monkeypatch, capsys):
     train, calls, options = text_model.Learner.train, [], ["--bidirectional", "--layers=2"]
 
     def interrupted(learner, steps):

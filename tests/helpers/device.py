@@ -40,9 +40,8 @@ def tf32_by(setting):
 
 def cuda_paths(capability):
     """The words of RNNEXT_CUDA_PATH that a card of this capability can run."""
-    return (
-        ["step"] + ["block", "grid"] * (capability >= (8, 0)) + ["cluster"] * (capability >= (9, 0))
-    )
+    known = {"step": (0, 0), "block": (8, 0), "grid": (8, 0), "cluster": (9, 0)}
+    return [name for name, least in known.items() if capability >= least]
 
 
 def device_paths():

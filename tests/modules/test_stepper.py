@@ -103,9 +103,8 @@ def test_threads_and_isa_may_change_after_it_was_made():
     for made_with in (1, 3):
         torch.set_num_threads(made_with)
         stepper = Stepper(rnn, 2)
-        for isa, threads, x_t, wanted in zip(
-            [ISAS[0], *ISAS], [3, 1, 2, 3], x, expected, strict=False
-        ):
+        changes = zip([ISAS[0], *ISAS], [3, 1, 2, 3], x, expected, strict=False)
+        for isa, threads, x_t, wanted in changes:
             rnnext._C.set_cpu_isa(isa)
             torch.set_num_threads(threads)
             assert torch.equal(stepper(x_t), wanted)

@@ -89,9 +89,8 @@ def test_marked_steps_start_from_the_stored_or_learned_state(batch_first):
     module = RNNModule(rnn, **KEYS, reset_state=start, default_recurrent_mode=True)
     begins = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 1]], dtype=torch.bool).unsqueeze(-1)
     state[0, 2] = state[1, 5] = 0
-    data = TensorDict(
-        {"observation": torch.randn(2, 6, 4), "is_init": begins, "state": state}, (2, 6)
-    )
+    data = {"observation": torch.randn(2, 6, 4), "is_init": begins, "state": state}
+    data = TensorDict(data, (2, 6))
     found, h = module(data.clone()), [None, None]
     for row in range(2):
         for t in range(6):
@@ -166,9 +165,8 @@ def test_advantages_are_those_with_torchrls_own_module(shifted):
     found = []
     for module in (theirs, ours):
         value = TensorDictSequential(module, TensorDictModule(head, ["features"], ["state_value"]))
-        advantage = GAE(
-            gamma=0.9, lmbda=0.9, value_network=value, shifted=shifted, deactivate_vmap=True
-        )
+        options = {"gamma": 0.9, "lmbda": 0.9, "shifted": shifted, "deactivate_vmap": True}
+        advantage = GAE(value_network=value, **options)
         with set_recurrent_mode(True):
             found.append(advantage(data.clone()))
     for key in ("advantage", "state_value", ("next", "state_value")):

@@ -19,9 +19,8 @@ INFOS = [i for i in common_modules.module_db if i.module_cls in (*LAYERS, *CELLS
 
 def cases(info, dtype, training):
     """torch's module, ours with its weights, and what to call them with."""
-    for each in info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=True, training=training
-    ):
+    options = {"device": "cpu", "dtype": dtype, "requires_grad": True, "training": training}
+    for each in info.module_inputs_func(info, **options):
         made = each.constructor_input
         if made.kwargs.get("proj_size"):  # which rnnext refuses
             continue

@@ -44,9 +44,8 @@ def packaged(module, given, sizes, path):
     with torch.no_grad():
         program = torch.export.export(module, (given,), dynamic_shapes=(sizes,))
         options = {"aot_inductor.compile_wrapper_opt_level": "O0"}  # to wait less
-        package = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs=options
-        )
+        given = {"package_path": str(path), "inductor_configs": options}
+        package = torch._inductor.aoti_compile_and_package(program, **given)
     library = torch._inductor.aoti_load_package(package)
     return lambda x: outputs(library, x)
 
@@ -81,9 +80,8 @@ def test_values_are_those_of_the_eager_call(case, tmp_path):
     module = sample.make().to(dtype).eval()
     if sample.kind == "Embedding":
         module.max_norm = None  # which writes into the table
-    given, longer = (
-        x.to(dtype) if x.is_floating_point() else x for x in (sample.given, sample.longer)
-    )
+    inputs = (sample.given, sample.longer)
+    given, longer = (x.to(dtype) if x.is_floating_point() else x for x in inputs)
     axes = range(given.dim() - given.is_floating_point())
     sizes = dict.fromkeys(axes, Dim.DYNAMIC) if case["dynamic"] else None
     program = case["way"](module, given, sizes, tmp_path / "program.pt2")

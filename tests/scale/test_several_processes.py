@@ -11,9 +11,8 @@ import train_text
 
 from helpers.common import SEARCH, assert_close, run_python
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_gloo_available(), reason="torch has no gloo"
-)
+gloo = torch.distributed.is_gloo_available()
+pytestmark = pytest.mark.skipif(not gloo, reason="torch has no gloo")
 
 
 def torchrun(*command):

@@ -14,9 +14,8 @@ def test_bits_of_a_build_that_rounds_otherwise(tmp_path):
     stepper = spoilt / "stepper.py"
     source = stepper.read_text()
     assert source.count("self._stepper.step(input)") == 1
-    stepper.write_text(
-        source.replace("self._stepper.step(input)", "self._stepper.step(input) * (1 + 2**-22)")
-    )
+    step = "self._stepper.step(input)"
+    stepper.write_text(source.replace(step, f"{step} * (1 + 2**-22)"))
     words = ["-m", "tools.compare_builds", "bits", str(built.parent), str(tmp_path)]
     done = run_python(*words, "call=stepper*dtype=float32*", "call=cell*-H=1[67]-*", cwd=ROOT)
     assert done.returncode == 1, done.stderr

@@ -22,9 +22,8 @@ def test_a_case_that_hangs_or_dies_says_so():
 
 
 def test_a_test_that_dies_leaves_the_others(tmp_path):
-    (tmp_path / "test_some.py").write_text(
-        "import os\ndef test_dies(): os._exit(1)\ndef test_after(): pass\n"
-    )
+    text = "import os\ndef test_dies(): os._exit(1)\ndef test_after(): pass\n"
+    (tmp_path / "test_some.py").write_text(text)
     options = ["-p", "tools.cuda_check.isolate", "-p", "no:xdist", "-p", "no:cacheprovider"]
     done = run_python("-m", "pytest", *options, str(tmp_path), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "1 failed, 1 passed" in done.stdout
@@ -74,9 +73,8 @@ def test_the_report_names_slow_choices_and_what_failed(tmp_path):
     page = report.write(tmp_path)
     assert "f32 H=1 B=1    3.00     3.00  2.00    1.50" in page
     assert "grid, float32: off by 1.0e+00" in page
-    assert ["rnn-T1024-B1", "2000", "6000", "3.00", "1.12"] in [
-        row.split() for row in page.splitlines()
-    ]
+    rows = [row.split() for row in page.splitlines()]
+    assert ["rnn-T1024-B1", "2000", "6000", "3.00", "1.12"] in rows
 
 
 def test_without_a_gpu_the_check_says_so_and_fails(tmp_path, capsys, monkeypatch):
