@@ -116,8 +116,9 @@ void Stepper::reserve(size_t bytes) {
 uint64_t Stepper::Seen::sample_of(const Tensor& tensor) {
   const c10::TensorImpl& t = *tensor.unsafeGetTensorImpl();
   const c10::Storage& storage = t.unsafe_storage();
-  int64_t middle = t.storage_offset();
-  for (int64_t d = 0; d < t.dim(); ++d) middle += t.size(d) / 2 * t.stride(d);
+  const bool dense = t.is_contiguous();
+  int64_t middle = t.storage_offset() + (dense ? t.numel() / 2 : 0);
+  for (int64_t d = 0; !dense && d < t.dim(); ++d) middle += t.size(d) / 2 * t.stride(d);
   const size_t size = t.itemsize(), place = middle * size;
   uint64_t sample = ~uint64_t{0};
   if (tensor.is_cpu() && storage.data() && place + size <= storage.nbytes())
