@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bars, cases, compared, measure, report, roof, runner, store
-from .names import OURS
+from .names import OURS, RIVALS
 
 ROOT = Path(__file__).resolve().parents[1]
 Options = argparse.Namespace
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
 
     argument = command(run_command, select, label)
     argument("--quick", action="store_true", help="a case or two of every kind, briefly")
-    argument("--only", nargs="*", default=[], metavar="RIVAL", help="rivals to run")
+    argument("--only", nargs="*", default=[], choices=(OURS, *RIVALS), help="whom to run")
     argument("--resume", action="store_true", help="keep undisturbed rows, run the others")
     argument = command(combine_command, label)
     argument("runs", nargs="+", metavar="RUN", help="labels of runs on one machine")

@@ -23,7 +23,15 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from side_by_side import difference, draw_times, in_turns, positive, show, with_gradients
+from side_by_side import (
+    difference,
+    draw_times,
+    in_turns,
+    positive,
+    positive_rate,
+    show,
+    with_gradients,
+)
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -144,15 +152,16 @@ class Episodes:
 
     def step(self, action: Tensor) -> Step:
         seen, rewards, terminated, truncated, infos = self.environments.step(action.numpy())
-        ends, acts = torch.from_numpy(terminated | truncated), torch.ones_like(self.ended)
+        over, truncated = terminated | truncated, truncated & ~terminated  # no value after an end
+        ends, acts = torch.from_numpy(over), torch.ones_like(self.ended)
         final, begins = seen, ends
         if self.mode == AutoresetMode.NEXT_STEP:
             begins, acts = self.ended, ~self.ended
         elif ends.any() and self.mode == AutoresetMode.SAME_STEP:
             final = seen.copy()
-            final[ends] = np.stack(infos["final_obs"][ends.numpy()])
+            final[over] = np.stack(infos["final_obs"][over])
         elif ends.any():
-            seen, _ = self.environments.reset(options={"reset_mask": ends.numpy()})
+            seen, _ = self.environments.reset(options={"reset_mask": over})
         self.ended = ends
         seen, rewards, truncated, final = map(torch.from_numpy, (seen, rewards, truncated, final))
         return Step(seen, begins, rewards.float(), ends, truncated, final, acts)
@@ -343,7 +352,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corridor", type=int, nargs=2, default=CORRIDOR, help="steps to the junction, from and to"
     )
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--rate", type=positive_rate, default=2e-3, help="learning rate")
     parser.add_argument("--threads", type=positive, default=1, help="the mazes run on one")
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure times for")
     parser.add_argument("--seed", type=int, default=0, help="of weights, mazes and actions")

@@ -21,7 +21,15 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from side_by_side import difference, draw_times, in_turns, positive, show, with_gradients
+from side_by_side import (
+    difference,
+    draw_times,
+    in_turns,
+    positive,
+    positive_rate,
+    show,
+    with_gradients,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
@@ -242,7 +250,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=positive, default=32, help="trials side by side")
     parser.add_argument("--hidden", type=positive, default=100, help="units, 4 of 5 excitatory")
     parser.add_argument("--noise", type=float, default=0.1, help="sigma of recurrent noise")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to 0")
+    parser.add_argument("--rate", type=positive_rate, default=2e-3, help="learning rate, down to 0")
     parser.add_argument("--trials", type=positive, default=1000, help="of the psychometric curve")
     parser.add_argument(
         "--threads", type=positive, default=torch.get_num_threads(), help="of the CPU"
@@ -254,7 +262,10 @@ def options() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = options().parse_args(argv)
+    parser = options()
+    config = parser.parse_args(argv)
+    if config.hidden < 2:
+        parser.error("--hidden must be 2 or more: one unit excites, and one inhibits")
     config.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

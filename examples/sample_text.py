@@ -13,6 +13,7 @@ Exit status: 0; 1 when greedy text differs from that of the loop; 2 for a text t
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from side_by_side import difference, draw_times, in_turns, positive, show
+from side_by_side import difference, draw_times, in_turns, positive, positive_rate, show
 from text_data import Subwords, read_text, streams
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -158,7 +159,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--vocab", type=positive, default=384, help="subword pieces")
     parser.add_argument("--length", type=positive, default=100, help="steps of a training window")
     parser.add_argument("--batch", type=positive, default=20, help="windows side by side")
-    parser.add_argument("--rate", type=float, default=4e-3, help="learning rate, falling to 0")
+    parser.add_argument("--rate", type=positive_rate, default=4e-3, help="learning rate, down to 0")
     parser.add_argument("--tokens", type=positive, default=200, help="of each sample")
     parser.add_argument("--samples", type=positive, default=2, help="side by side")
     parser.add_argument("--temperature", type=float, default=0.7, help="0: the likeliest token")
@@ -181,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = streams(subwords.encode(text), config.batch)
         if not config.prompt:
             raise ValueError("the prompt is empty")
+        if not 0 <= config.temperature < math.inf:
+            raise ValueError("the temperature must be finite and not negative")
         if len(rows) <= config.length:
             raise ValueError("the text is too short: lower --batch or --length")
     except ValueError as error:

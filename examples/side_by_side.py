@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -12,6 +13,13 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = 1e-4  # of float32, relative to the largest magnitude
+
+
+def positive_rate(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
 
 
 def positive(text: str) -> int:

@@ -24,14 +24,21 @@ from train_text import options
 def train(argv: Sequence[str] | None = None) -> list[float]:
     """The mean loss over all processes of each step; the first process reports it."""
     config = options().parse_args(argv)
+    if config.resume:
+        raise SystemExit("--resume: this program writes no checkpoint")
     rank, processes = dist.get_rank(), dist.get_world_size()
     if config.batch % processes:
         raise SystemExit(f"--batch {config.batch} must be a multiple of {processes} processes")
     torch.set_num_threads(max(1, config.threads // processes))
-    text = read_text(config.text)
+    try:
+        text = read_text(config.text)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     cut = int(0.9 * len(text))
     subwords = Subwords(text[:cut], set(text), config.vocab)
     mine = streams(subwords.encode(text[:cut]), config.batch).chunk(processes, dim=1)[rank]
+    if len(mine) <= config.length:
+        raise SystemExit("the text is too short: lower --batch or --length")
 
     learner = Learner("rnnext", config, len(subwords.pieces), mine.contiguous())
     if torch.cuda.is_available():

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import math
 import os
 import shutil
 import signal
@@ -29,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from side_by_side import positive
+from side_by_side import positive, positive_rate
 from text_data import Subwords, read_text, streams
 from text_model import LIBRARIES, Learner, perplexity
 from text_report import report
@@ -47,13 +46,6 @@ class Failure(Exception):
 
 def absolute(text: str) -> Path:
     return Path(text).resolve()  # so that a run can be resumed from another folder
-
-
-def positive_rate(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 def probability(text: str) -> float:
@@ -122,7 +114,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
     parser.parse_args(argv, given)  # leaves None where the command line says nothing
     for name, value in saved["options"].items():
         asked = getattr(given, name)
-        value = Path(value) if name == "text" and value is not None else value
+        value = Path(value) if name in ("text", "out") and value is not None else value
         if name in FREE_ON_RESUME:
             setattr(config, name, value if asked is None else asked)
             continue

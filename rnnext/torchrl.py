@@ -138,12 +138,11 @@ class RNNModule(TensorDictModuleBase):
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform by which an environment's tensordicts have the state, first zeros."""
-        states = self.in_keys[1:-1]
-        for state, new in zip(states, self.out_keys[1:], strict=True):
+        for state, new in zip(self.in_keys[1:-1], self.out_keys[1:], strict=True):
             if new != (key := unravel_key(("next", state))):
                 raise ValueError(f"the new state's key must be {key}, got {new}")
         dtype: Any = self.rnn.weight_hh_l0.dtype
-        specs = {state: Unbounded(self._shape, dtype=dtype) for state in states}
+        specs = {key: Unbounded(self._shape, dtype=dtype) for key in self.in_keys[1:-1]}
         return TensorDictPrimer(specs, expand_specs=True)
 
     @dispatch
@@ -164,8 +163,10 @@ class RNNModule(TensorDictModuleBase):
         rows, n = batch.numel(), len(self._starts)
         x, begins = x.reshape(rows, steps, x.shape[-1]), begins.reshape(rows, steps)
         given = {key: tensordict.get(key, None) for key in self.in_keys[1:-1]}
-        state = None
-        if all(each is not None for each in given.values()):
+        missing, state = [key for key, each in given.items() if each is None], None
+        if 0 < len(missing) < n:
+            raise KeyError(f"{missing[0]} is missing beside the other state")
+        if not missing:
             for key, each in given.items():
                 refuse_shape(str(key), each, (*shape, *self._shape))
             # (An LSTM's c comes after its h.)

@@ -92,7 +92,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(text, tmp_path, monkeypatch, cap
             signal.raise_signal(signal.SIGINT)
         train(learner, steps)
 
-    out = tmp_path / "interrupted"
+    monkeypatch.chdir(tmp_path)
+    out = train_text.options().get_default("out")
     with monkeypatch.context() as patch:
         patch.setattr(text_model.Learner, "train", interrupted)
         assert demo(text, out, "--steps=5000", *options) == 130
@@ -101,7 +102,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(text, tmp_path, monkeypatch, cap
     assert f"Interrupted after step {step}" in capsys.readouterr().out
     steps = f"--steps={step + 15}"
     # Options that the checkpoint holds need not be given again.
-    assert train_text.main(["--out", str(out), "--resume", steps]) == 0
+    assert train_text.main(["--resume", steps]) == 0
     assert demo(text, tmp_path / "uninterrupted", steps, *options) == 0
     assert_same_training(checkpoint(out), checkpoint(tmp_path / "uninterrupted"))
 

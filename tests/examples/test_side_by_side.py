@@ -3,7 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,21 +121,29 @@ def test_the_page_marks_first_observations(mode, monkeypatch):
     assert torch.equal(reset, x[..., :2].any(-1))  # where the cue is seen
 
 
+def test_an_end_at_the_limit_is_no_truncation():
+    both, options = np.array([True]), {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    made = SimpleNamespace(metadata=options, num_envs=1, step=lambda _: (*[both] * 4, {}))
+    step = memory_policy.Episodes(made).step(torch.zeros(1))
+    assert (step.ends.item(), step.truncated.item()) == (True, False)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_a_truncated_episode_keeps_its_value(policy, mode):
+def test_a_truncated_episode_keeps_its_value(policy, mode, batch):
     """Of a policy that waits at the junction until it is cut off."""
     torch.nn.init.zeros_(policy.actor.weight)
     with torch.no_grad():
         policy.actor.bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
-    actor = Actor(policy, batch=2, seed=0, corridor=(1, 2), mode=mode)
+    actor = Actor(policy, batch, seed=0, corridor=(1, 2), mode=mode)
     rollout = actor.play(9)
     assert rollout.ends[7].all()
-    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(1, 2, 4)  # at the junction
+    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(1, batch, 4)  # at the junction
     with torch.no_grad():
         states, _ = policy.rnn(torch.cat([rollout.seen[:8], last]))
         ahead = policy.critic(states[-1]).squeeze(-1)
     torch.testing.assert_close(rollout.rewards[7], -0.1 + memory_policy.DISCOUNT * ahead)
-    assert actor.returns == pytest.approx([-0.1, -0.1])
+    assert actor.returns == pytest.approx([-0.1] * batch)
 
 
 def test_the_policy_learns_the_way_of_short_corridors():

@@ -185,6 +185,7 @@ def test_an_empty_batch():
 RNN, OF_X = rnnext.RNN(4, 5), (["x", "h"], ["y", "z"])
 STEPS, WHOLE = RNNModule(RNN, *OF_X), RNNModule(RNN, *OF_X, default_recurrent_mode=True)
 BOTH = RNNModule(rnnext.RNN(4, 5, bidirectional=True), *OF_X)
+OF_LSTM = RNNModule(rnnext.LSTM(4, 5), ["x", "h", "c"], ["y", "z", "w"])
 
 
 def data(*batch, **tensors):
@@ -208,6 +209,7 @@ REFUSED = [
     (lambda: WHOLE(data()), ValueError, "tensordict must have a last dimension, time"),
     (lambda: STEPS(data(4, x=torch.zeros(4, 2, 4))), ValueError, "x must have shape [4, 4], got"),
     (lambda: STEPS(data(4, h=torch.zeros(4, 2, 5))), ValueError, "h must have shape [4, 1, 5]"),
+    (lambda: OF_LSTM(data(h=torch.zeros(1, 5))), KeyError, "c is missing beside the other state"),
     (lambda: BOTH(data()), ValueError, "rnn must have one direction outside of recurrent mode"),
 ]  # fmt: skip
 
