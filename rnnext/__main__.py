@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     explains.add_argument("--cell", default="rnn", help="or gru, lstm, rate, voltage, blend")
     explains.add_argument("--threads", type=int, help="default: torch's")
-    explains.add_argument(
-        "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
-    )
+    text = "zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
+    explains.add_argument("--machine", help=text)
     try:
         given = vars(parser.parse_args(arguments))
         given.pop("command")(**given)

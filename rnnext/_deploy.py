@@ -10,9 +10,8 @@ from torch.nn.utils import parametrize
 
 def refuse_script(module: nn.Module) -> NoReturn:
     """A module's ``__prepare_scriptable__``, which torch.jit.script calls first."""
-    raise _cannot(
-        "torch.jit.script cannot compile", module, "torch.jit.trace, torch.export or torch.compile"
-    )
+    others = "torch.jit.trace, torch.export or torch.compile"
+    raise _cannot("torch.jit.script cannot compile", module, others)
 
 
 def slow_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

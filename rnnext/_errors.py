@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _NAMES = {"gru": "GRU", "lstm": "LSTM"}  # torch's errors say RNN for all others
 
 
@@ -81,6 +82,7 @@ def raise_of_layers(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     layers: int,
+    D: int,
     batch_first: bool,
 ) -> None:
     """Raise torch.nn's error for these arguments of the op, or return if it has none for them."""
@@ -94,9 +96,8 @@ def raise_of_layers(
             which, found = "hx", f"{hx[0].dim()}-D tensor"
             if len(hx) == 2:
                 which, found = "hx and cx", f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-            raise RuntimeError(
-                f"For {kind} input, {which} should also be {dims}-D but got {found}"
-            ) from None
+            must = f"{which} should also be {dims}-D but got {found}"
+            raise RuntimeError(f"For {kind} input, {must}") from None
     if len(weights) < 2 or any(not isinstance(w, Tensor) or w.dim() != 2 for w in weights[:2]):
         return
     refuse_devices(weights[0], input=data, **by_name("hx", hx))
@@ -122,9 +123,22 @@ def raise_of_layers(
             got.insert(1, 1)
         else:
             batch = data.size(0 if batch_first else 1)
-        expected = (layers, batch, weights[1].size(-1))
+        expected = (layers * D, batch, weights[1].size(-1))
         if got != list(expected):
             raise RuntimeError(f"Expected {name} size {expected}, got {got}") from None
+    each, (rows, H) = len(weights) // (layers * D or 1), weights[1].shape
+    if each not in (2, 4) or len(weights) != each * layers * D:
+        return
+    for place, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            return
+        number, k = divmod(place, each)
+        name = f"{_WEIGHTS[k]}_l{number // D}{'_reverse' * (number % D)}"
+        width = H if k else D * H if number >= D else weights[0].size(-1)
+        refuse_shape(name, weight, (rows, width) if k < 2 else (rows,), error=RuntimeError)
+        if weight.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            found = f"weight_ih_l0, {str(dtype)[6:]}, got {str(weight.dtype)[6:]}"
+            raise RuntimeError(f"{name} must have the dtype of {found}") from None
 
 
 def raise_of_a_cell(
@@ -137,34 +151,25 @@ def raise_of_a_cell(
     bias_hh: Tensor | None = None,
 ) -> None:
     """Raise the error of torch.nn's cell for these arguments, or return if it has none for them."""
-    weights = {"weight_ih": weight_ih, "weight_hh": weight_hh}
-    refuse_others(
-        {"input": input, **weights, **by_name("hx", hx)}, bias_ih=bias_ih, bias_hh=bias_hh
-    )
+    given = {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh, **by_name("hx", hx)}
+    refuse_others(given, bias_ih=bias_ih, bias_hh=bias_hh)
     refuse_devices(weight_hh, input=input, **by_name("hx", hx))
     if weight_ih.dim() != 2 or weight_hh.dim() != 2:
         return
-    module = f"{_NAMES.get(cell, 'RNN')}Cell"
-    if input.dim() not in (1, 2):
-        raise ValueError(
-            f"{module}: Expected input to be 1D or 2D, got {input.dim()}D instead"
-        ) from None
-    for name, h in by_name("hx" if len(hx) == 2 else "hidden", hx).items():
-        if h.dim() not in (1, 2):
-            raise ValueError(
-                f"{module}: Expected {name} to be 1D or 2D, got {h.dim()}D instead"
-            ) from None
+    states = by_name("hx" if len(hx) == 2 else "hidden", hx)
+    for name, value in ({"input": input} | states).items():
+        if value.dim() not in (1, 2):
+            found = f"{name} to be 1D or 2D, got {value.dim()}D instead"
+            raise ValueError(f"{_NAMES.get(cell, 'RNN')}Cell: Expected {found}") from None
     if input.size(-1) != weight_ih.size(-1):
-        raise RuntimeError(
-            f"input has inconsistent input_size: got {input.size(-1)} expected {weight_ih.size(-1)}"
-        ) from None
+        found = f"got {input.size(-1)} expected {weight_ih.size(-1)}"
+        raise RuntimeError(f"input has inconsistent input_size: {found}") from None
     rows = input.size(0) if input.dim() == 2 else 1
     for place, h in enumerate(hx):
         batch = h if input.dim() == 2 else h.unsqueeze(0)
         if batch.size(0) != rows:
-            raise RuntimeError(
-                f"Input batch size {rows} doesn't match hidden{place} batch size {batch.size(0)}"
-            ) from None
+            found = f"hidden{place} batch size {batch.size(0)}"
+            raise RuntimeError(f"Input batch size {rows} doesn't match {found}") from None
         if batch.size(1) != weight_hh.size(-1):
             raise RuntimeError(
                 f"hidden{place} has inconsistent hidden_size: got {batch.size(1)}, expected "

@@ -168,8 +168,8 @@ def run(
         given = _errors.by_name("hx", states) | _errors.by_name("reset_state", starts)
         _errors.refuse_others({"input": data, **given}, reset=reset)
         if table is None:
-            n = of["num_layers"] * (2 if of["bidirectional"] else 1)
-            _errors.raise_of_layers(cell, data, states, weights, batch_sizes, n, of["batch_first"])
+            sizes = of["num_layers"], 2 if of["bidirectional"] else 1, of["batch_first"]
+            _errors.raise_of_layers(cell, data, states, weights, batch_sizes, *sizes)
         for place, weight in enumerate(weights):
             if not isinstance(weight, Tensor):
                 found = f"element {place} in argument 2, but got {type(weight).__name__}"

@@ -98,9 +98,8 @@ class Leak(nn.Module):
         def exact(name: str, number: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
             _errors.refuse_no_number(name, number)
             if isinstance(number, Tensor) and number.requires_grad and not self.learn_alpha:
-                raise ValueError(
-                    f"{name} must not require a gradient without learn_alpha=True: none reaches it"
-                )
+                reason = "without learn_alpha=True: none reaches it"
+                raise ValueError(f"{name} must not require a gradient {reason}")
             value = torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
             _errors.refuse_shape(name, value, (), *shapes)
             return value
@@ -152,7 +151,7 @@ class Leak(nn.Module):
 
     @property
     def dt(self) -> float | None:
-        """The length of a step, if it was given."""
+        """The length of a step, if it was given; a change writes to learned logits, in place."""
         return self._step
 
     @dt.setter
@@ -196,7 +195,8 @@ class Leak(nn.Module):
         dt, own = state_dict.get(prefix + "_dt"), self._step
         if dt is not None and own is not None:
             far = not dt.is_meta and not math.isclose(dt, own, rel_tol=0.01)  # of a bfloat16
-            if far and self.learn_alpha:
+            learned = any(prefix + name in state_dict for name in self._logit_names())
+            if far and self.learn_alpha and learned:
                 raise RuntimeError(
                     f"{prefix}alpha was learned at dt = {dt:g}, and this module has {own:g}: "
                     "load it at its own, then set dt"

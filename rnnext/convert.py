@@ -39,9 +39,8 @@ class _TakesLengths(nn.RNNBase):
         if lengths is None:
             return super().forward(input, hx)
         if isinstance(input, PackedSequence) or input.dim() != 3:
-            raise ValueError(
-                "lengths needs a 3-D input: one sequence or a packed input has its own"
-            )
+            reason = "one sequence or a packed input has its own"
+            raise ValueError(f"lengths needs a 3-D input: {reason}")
         x = input.transpose(0, 1) if self.batch_first else input
         lengths = _checked(lengths, x)
         directions, cell = 2 if self.bidirectional else 1, cell_of(self)

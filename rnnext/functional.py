@@ -234,7 +234,10 @@ def rnn_ensemble(
         _errors.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
         reset = of_each(reset, 3)
     if lengths is not None:
-        lengths = of_each(_layers.as_lengths(lengths, flat[0].device), 2)
+        lengths = _layers.as_lengths(lengths, flat[0].device)
+        _errors.refuse_shape("lengths", lengths, (batch,), (M, batch))
+        lengths = of_each(lengths, 2)
+    _errors.refuse_shape("input", input, input.shape[-3:], (M, *input.shape[-3:]))
     x = of_each(input, 4)
     if x.shape[1] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -434,9 +437,8 @@ def rnn_cell(
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.rnn_tanh_cell``.
     """
-    result: Tensor = _layers.step(
-        "elman", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity
-    )
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    result: Tensor = _layers.step("elman", input, hx, *weights, nonlinearity)
     return result
 
 

@@ -124,9 +124,8 @@ class LSTM(Layers[Pair]):
             bidirectional, proj_size, device, dtype,
         )  # fmt: skip
         if proj_size:
-            raise NotImplementedError(
-                f"proj_size must be 0, got {proj_size}: only torch.nn.LSTM has projections"
-            )
+            reason = "only torch.nn.LSTM has projections"
+            raise NotImplementedError(f"proj_size must be 0, got {proj_size}: {reason}")
 
 
 LAYERS: dict[str, Any] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}  # as users name the cells

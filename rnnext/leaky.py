@@ -185,9 +185,8 @@ class LeakyRNN(Leak, nn.RNNBase):
             noise = stds[0] * numbers[0].to(stds[0])
         weight_ih, weight_hh, *biases = weights_of(self, self._flat_weights_names)
         start = weight_hh.new_zeros(x.shape[-2], len(weight_hh)) if hx is None else hx.squeeze(0)
-        output, h_n = recurrence(
-            x, start, weight_ih, weight_hh, *biases, alpha=alpha, form=self.form, **own
-        )
+        weights = (weight_ih, weight_hh, *biases)
+        output, h_n = recurrence(x, start, *weights, alpha=alpha, form=self.form, **own)
         zeros = torch.zeros_like(weight_hh)
         first, _ = recurrence(start[None], None, None, zeros, nonlinearity=self.nonlinearity)
         bias_ih, bias_hh = biases or (None, None)

@@ -241,9 +241,8 @@ class RNN(Layers[Tensor]):
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         if nonlinearity not in _NONLINEARITIES:
-            raise ValueError(
-                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
+            known = "Select from 'tanh' or 'relu'."
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. {known}")
         self.nonlinearity = nonlinearity
         nn.RNNBase.__init__(  # by name: super() would call nn.RNN's in a subclass of both
             self, f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers=num_layers,

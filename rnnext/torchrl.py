@@ -155,9 +155,8 @@ class RNNModule(TensorDictModuleBase):
                 raise ValueError("tensordict must have a last dimension, time, in recurrent mode")
             batch, steps = shape[:-1], shape[-1]
         elif self.rnn.bidirectional:
-            raise ValueError(
-                "rnn must have one direction outside of recurrent mode: the other starts at the end"
-            )
+            reason = "the other starts at the end"
+            raise ValueError(f"rnn must have one direction outside of recurrent mode: {reason}")
         x, begins = tensordict[self.in_keys[0]], tensordict[self.in_keys[-1]]
         refuse_shape(str(self.in_keys[0]), x, (*shape, self.rnn.input_size))
         rows, n = batch.numel(), len(self._starts)

@@ -82,20 +82,12 @@ def test_every_schedule_gives_the_same_bits(lib, path, dtype):
 
 # The matrix fills the registers and part of the shared memory; vectors end inside a k-block.
 LARGE = [
-    ("block", torch.float32, 200),
-    ("block", torch.float64, 130),
-    ("block", torch.bfloat16, 250),
-    ("block", torch.float16, 256),
-    ("block", "tf32", 200),
-    ("cluster", torch.float32, 516),
-    ("cluster", torch.bfloat16, 516),
-    ("cluster", torch.float64, 501),
-    ("cluster", torch.float16, 516),
-    ("grid", "tf32", 516),
-    ("grid", torch.float32, 516),
-    ("grid", torch.bfloat16, 516),
-    ("grid", torch.float64, 516),
-]
+    ("block", torch.float32, 200), ("block", torch.float64, 130), ("block", torch.bfloat16, 250),
+    ("block", torch.float16, 256), ("block", "tf32", 200), ("cluster", torch.float32, 516),
+    ("cluster", torch.bfloat16, 516), ("cluster", torch.float64, 501),
+    ("cluster", torch.float16, 516), ("grid", "tf32", 516), ("grid", torch.float32, 516),
+    ("grid", torch.bfloat16, 516), ("grid", torch.float64, 516),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "dtype", "H"), LARGE)

@@ -20,18 +20,10 @@ from reference.cells import KINKED
 PRECISIONS = ["medium", "high"]  # of float32, after the dtypes
 COMMON = ["tests/emulated/driver.cpp", "csrc/cpu/rnn/plan.cpp", "csrc/cpu/rnn/machine.cpp"]
 CASES = pairwise(
-    samples.possible,
-    T=[1, 2, 9],
-    B=[1, 3, 7, 13],
-    I=[1, 5, 70],
-    H=[1, 4, 17, 65, 200],
-    reverse=[(False,), (True,), (False, True)],
-    nonlinearity=rnnext._C.nonlinearities(),
-    hx=[True, False],
-    rows=["full", "lengths"],
-    dtype=DTYPES,
-    cell=["elman", *GATES],
-)
+    samples.possible, T=[1, 2, 9], B=[1, 3, 7, 13], I=[1, 5, 70], H=[1, 4, 17, 65, 200],
+    reverse=[(False,), (True,), (False, True)], nonlinearity=rnnext._C.nonlinearities(),
+    hx=[True, False], rows=["full", "lengths"], dtype=DTYPES, cell=["elman", *GATES],
+)  # fmt: skip
 # Programs that can be compared where rounding may put a product on the other side of a kink.
 SMOOTH = [case for case in CASES if case["nonlinearity"] not in KINKED]
 

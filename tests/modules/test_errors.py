@@ -29,14 +29,9 @@ def packed(size, batch_sizes):
 
 # (Cells and Embedding inherit torch.nn's constructors, layers all other checks of their arguments.)
 CONSTRUCTORS = [
-    {"nonlinearity": "gelu"},
-    {"nonlinearity": None},
-    {"proj_size": 2},
-    {"hidden_size": 0},
-    {"num_layers": 1.5},
-    {"dropout": True},
-    {"dtype": torch.int64},
-]
+    {"nonlinearity": "gelu"}, {"nonlinearity": None}, {"proj_size": 2}, {"hidden_size": 0},
+    {"num_layers": 1.5}, {"dropout": True}, {"dtype": torch.int64},
+]  # fmt: skip
 
 
 def test_the_constructor_refuses_what_torchs_refuses():
@@ -333,6 +328,12 @@ REFUSED = [
     (lambda: ensemble(reset=BOOLS[0]), ValueError, "must have shape [5, 2] or [6, 5, 2], got [2]"),
     (lambda: ensemble(weights=[B, B]), RuntimeError, "weights[1] must have 3 dimensions, got 1"),
     (lambda: ensemble(weights=[W_IH]), ValueError, "weights must hold weight_ih, weight_hh and"),
+    (lambda: functional_rnn(W_IH, W_HH, W_HH, W_HH.double()), RuntimeError,
+     "weight_hh_l1 must have the dtype of weight_ih_l0, float32, got float64"),
+    (lambda: functional_rnn(W_IH, W_HH, W_IH, W_IH, bidirectional=True), RuntimeError,
+     "weight_hh_l0_reverse must have shape [4, 4], got [4, 3]"),
+    (lambda: ensemble(input=zeros(3, 5, 2, 3)), ValueError, "input must have shape [5, 2, 3] or ["),
+    (lambda: ensemble(lengths=[1, 2, 3]), ValueError, "lengths must have shape [2] or [6, 2], got"),
     (lambda: cell(B[0], W_HH), RuntimeError, "weight_ih must be"),
     (lambda: VOLTAGE.potentials(X[0]), ValueError, "input must have 3 dimensions, got 2"),
     (lambda: recur(alpha=0.0), ValueError, "alpha must be in (0, 1], got 0.0"),

@@ -254,6 +254,8 @@ def test_what_was_trained_at_one_dt_runs_at_another(tau, learned):
         message = "alpha was learned at dt = 20, and this module has 5: load it at its own, then"
         with pytest.raises(RuntimeError, match=message):
             finer.load_state_dict(trained.state_dict())
+        with pytest.raises(RuntimeError, match="Missing key"):
+            finer.load_state_dict(rnnext.LeakyRNN(3, 6, dt=20, tau=100).state_dict())
         finer.dt = 20
     finer.load_state_dict(trained.state_dict())
     finer.dt = 5
