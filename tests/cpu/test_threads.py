@@ -49,6 +49,18 @@ for sparse in (False, True):
     assert run_python("-c", ON_ONE_CORE + RUN + code).stdout == expected
 
 
+def test_alphas_gradient_where_panels_go_in_pairs_does_not_depend_on_them_either():
+    code = """
+torch.set_num_threads(11)  # each has 3 panels, of which none are pairs
+alpha = torch.rand(1024) * 0.8 + 0.1
+rnn = rnnext.LeakyRNN(8, 1024, alpha=alpha, learn_alpha=True, form="blend")
+print(*run(rnn, torch.randn(3, 20, 8, requires_grad=True)))
+"""
+    given = {"RNNEXT_CPU_MACHINE": "xeon-amx", "RNNEXT_CPU_TEAM": "whole"}
+    expected = run_python("-c", RUN + code, **given).stdout
+    assert run_python("-c", RUN + code, **given, OMP_THREAD_LIMIT="1").stdout == expected
+
+
 def test_gradients_where_a_thread_has_no_sequence(isa):
     """Threads take as many steps each: one long sequence leaves one of four without any."""
     torch.set_num_threads(4)

@@ -22,14 +22,9 @@ PHASES = [Phase.explicit, Phase.generate]
 if "RNNEXT_FAULT" not in os.environ:  # a planted fault need only be found
     PHASES.append(Phase.shrink)
 PROFILE = settings(
-    max_examples=CASES or 200,
-    derandomize=not CASES,
-    database=None,
-    deadline=None,
-    print_blob=False,
-    suppress_health_check=list(HealthCheck),
-    phases=PHASES,
-)
+    max_examples=CASES or 200, derandomize=not CASES, database=None, deadline=None,
+    print_blob=False, suppress_health_check=list(HealthCheck), phases=PHASES,
+)  # fmt: skip
 LAST = Path(f"build/fuzz-{os.environ.get('PYTEST_XDIST_WORKER')}" if CASES else os.devnull)
 
 

@@ -100,14 +100,9 @@ OF_TENSORS = [
     lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
 ]
 OF_LISTS = [
-    lambda v: [],
-    lambda v: [*v, *v],
-    lambda v: v * 3,
-    lambda v: [*v, None],
-    lambda v: v[0],
-    lambda v: 3,
-    lambda v: None,
-]
+    lambda v: [], lambda v: [*v, *v], lambda v: v * 3, lambda v: [*v, None], lambda v: v[0],
+    lambda v: 3, lambda v: None,
+]  # fmt: skip
 OF_OTHERS = [0, 1, -1, 2, 2**40, BIG, -BIG, 0.5, float("nan"), True, False, None, "", "relu", "x"]
 
 

@@ -24,8 +24,7 @@ struct Wavefront {
   }
 };
 
-// One step of a work item, as if every sequence had a step t: ForwardStates::finish_step corrects
-// shorter ones. A product for macro_kernel().
+// One step of a work item, of the sequences that have it. A product for macro_kernel().
 template <class MK>
 struct ForwardStep {
   using MicroKernel = MK;

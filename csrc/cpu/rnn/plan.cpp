@@ -187,6 +187,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
     // Groups then have fewer members, but are as many, since each sums the gradient of alpha.
     plan.hidden_parts = max_of(1, threads / plan.groups);
   }
+  if (shares && out.alpha[0]) plan.pair_bytes = 0;  // a tile's rows would depend on the members
   plan.weights = p.T == 1                         ? Weights::streamed
                  : small || plan.batch_parts == 1 ? Weights::own
                                                   : Weights::shared;
