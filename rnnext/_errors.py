@@ -127,7 +127,8 @@ def raise_of_layers(
         if got != list(expected):
             raise RuntimeError(f"Expected {name} size {expected}, got {got}") from None
     each, (rows, H) = len(weights) // (layers * D or 1), weights[1].shape
-    if each not in (2, 4) or len(weights) != each * layers * D:
+    fits = rows == H * {"gru": 3, "lstm": 4}.get(cell, 1)  # else the op names this weight
+    if not fits or each not in (2, 4) or len(weights) != each * layers * D:
         return
     for place, weight in enumerate(weights):
         if not isinstance(weight, Tensor):
@@ -171,7 +172,5 @@ def raise_of_a_cell(
             found = f"hidden{place} batch size {batch.size(0)}"
             raise RuntimeError(f"Input batch size {rows} doesn't match {found}") from None
         if batch.size(1) != weight_hh.size(-1):
-            raise RuntimeError(
-                f"hidden{place} has inconsistent hidden_size: got {batch.size(1)}, expected "
-                f"{weight_hh.size(-1)}"
-            ) from None
+            found = f"got {batch.size(1)}, expected {weight_hh.size(-1)}"
+            raise RuntimeError(f"hidden{place} has inconsistent hidden_size: {found}") from None

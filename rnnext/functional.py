@@ -197,7 +197,7 @@ def rnn_ensemble(
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`rnn`, but ValueError for ``hx`` of another
-            shape; RuntimeError where a tensor is not of M members.
+            shape and an ``input`` of other members, RuntimeError for ``weights`` of other members.
     """
     cell = _layers.cell_named(cell)
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)

@@ -44,8 +44,8 @@ def packaged(module, given, sizes, path):
     with torch.no_grad():
         program = torch.export.export(module, (given,), dynamic_shapes=(sizes,))
         options = {"aot_inductor.compile_wrapper_opt_level": "O0"}  # to wait less
-        given = {"package_path": str(path), "inductor_configs": options}
-        package = torch._inductor.aoti_compile_and_package(program, **given)
+        where = {"package_path": str(path), "inductor_configs": options}
+        package = torch._inductor.aoti_compile_and_package(program, **where)
     library = torch._inductor.aoti_load_package(package)
     return lambda x: outputs(library, x)
 
