@@ -61,8 +61,7 @@ RNNEXT_NOINLINE V forward_vector(const GateVectors<C>& x, const GateVectors<C>& 
 }
 
 // Makes the states and outputs of units j and up, NV vectors of each of R rows: two vectors are
-// whole, one may be the row's end. The columns of gate k begin at k * width of pre_ih and pre_hh.
-// `Step` (forward.h) has the other rows.
+// whole, one may be the rows' end. The columns of gate k begin at k * width of pre_ih and pre_hh.
 template <class Gates, class S, int R, int NV, class Step, class C = Compute<S>>
 RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
                                  const Rows<const C>& pre_ih, const Rows<const C>& pre_hh) {
@@ -71,9 +70,12 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   const StateRows<C>& beside = step.state;
   const int64_t left = NV > 1 ? kPanel<C> : step.H - j;
   const int64_t next_left = NV > 1 ? kPanel<C> : step.next_end - j;
-  const auto gates_of = [width](const Rows<const C>& pre) {
-    return [pre, width](int k) {
-      return V::of([&](int i) { return load(pre[i / NV] + k * width + i % NV * kLanes<C>); });
+  const auto gates_of = [width, left](const Rows<const C>& pre) {
+    return [pre, width, left](int k) {
+      return V::of([&](int i) {
+        const int64_t at = i % NV * kLanes<C>;
+        return keep_first<C>(load(pre[i / NV] + k * width + at), left - at);
+      });
     };
   };
   V state = V::of([&](int i) {
@@ -114,9 +116,9 @@ RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t next,
       forward_units<Gates, S, R, 2>(step, row, j, width, x, h);
       continue;
     }
-    for (int r = 0; r < R; ++r)
-      for (int64_t i = 0; i < width; i += kLanes<C>)
-        forward_units<Gates, S, 1, 1, Step, C>(step, row + r, j + i, width, {x[r] + i}, {h[r] + i});
+    for (int64_t i = 0; i < width; i += kLanes<C>)
+      forward_units<Gates, S, R, 1, Step, C>(step, row, j + i, width, {x.first + i, x.stride},
+                                             {h.first + i, h.stride});
   }
 }
 
