@@ -26,8 +26,7 @@ class Stepper {
           std::string_view cell, int64_t batch_size);
 
   const char* input_name() const { return table_.defined() ? "tokens" : "input"; }
-  // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
-  // layer's output, [B,H] or [H].
+  // The last layer's output, [B,H] or [H], for input [B,I] or [I], with a table tokens [B] or [].
   Tensor step(const Tensor& input);
   // The same from the caller's S states [L,B,H]; also returns the next ones. B may be less here.
   std::pair<Tensor, std::vector<Tensor>> step_from(const Tensor& input, TensorList states);

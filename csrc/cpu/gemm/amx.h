@@ -12,8 +12,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// A block's share of a vector of sums, as the tile instruction adds it: one chain of the even
-// values along k, one of the odd values.
+// A block's share of a vector of sums, as the tile instruction adds it: even k and odd k apart.
 struct BlockSum {
   Vec<float> even = {}, odd = {};
 

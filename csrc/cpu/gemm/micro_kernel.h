@@ -62,8 +62,7 @@ struct RegisterTile {
   }
 
  private:
-  // Adds steps [begin, end) of k, a block of sums. A tile of few rows, which waits for its own
-  // panels, fetches none ahead.
+  // Adds steps [begin, end) of k, a block of sums. A tile of few rows, which waits, fetches none.
   RNNEXT_INLINE void add_block(const F* a, int64_t stride, const F* panels, int64_t K,
                                int64_t begin, int64_t end, const Ahead* ahead) {
     if (R >= 4 && ahead)

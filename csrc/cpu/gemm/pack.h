@@ -130,8 +130,7 @@ constexpr int64_t gate_width(int64_t H) {
   return (H + kKAlign<F> - 1) / kKAlign<F> * kKAlign<F>;
 }
 
-// A stored matrix that is packed as panels of [K, columns]: weight [columns, K] (transposed) or
-// [K, columns], its stored rows `stride` apart.
+// A stored matrix that is packed as panels of [K, columns]: weight, [columns, K] if transposed.
 //
 // The weight of a gated cell has gates * H stored rows. Transposed, `columns` is H, and a panel of
 // hidden units is followed by that of the next gate (GateColumns has the order). Else a row of K =
@@ -141,7 +140,6 @@ struct Matrix {
   const S* weight;
   int64_t K, columns;
   bool transposed;
-  int64_t stride = transposed ? K : columns;
   int gates = 1;
   int64_t H = 0;  // of a gated cell's weight that is not transposed
   int first_gate = 0;
@@ -154,10 +152,10 @@ struct Matrix {
 
   // The stored row of row k of a matrix that is not transposed; null: zeros.
   const S* row(int64_t k) const {
-    if (gates == 1) return weight + k * stride;
+    if (gates == 1) return weight + k * columns;
     int gate = first_gate;
     for (const int64_t width = K / gates; k >= width; k -= width) ++gate;
-    return k < H ? weight + (gate % gates * H + k) * stride : nullptr;
+    return k < H ? weight + (gate % gates * H + k) * columns : nullptr;
   }
   // The k that has the first stored row, if gates are not padded.
   int64_t wraps_at() const { return K / gates * (gates - first_gate); }
@@ -212,10 +210,10 @@ struct Matrix {
       Vec<Lane<F>> x[N];
       if (rows.mixed) {
         for (int i = 0; i < N; ++i)
-          x[i] = Operands<Lane<F>>::template along<part>(weight + rows.row[i] * stride + k, K - k);
+          x[i] = Operands<Lane<F>>::template along<part>(weight + rows.row[i] * K + k, K - k);
         transpose<Lane<F>>(x);
       } else {
-        load_block<Lane<F>, part>(x, weight + rows.first * stride + k, rows.count, stride, K - k);
+        load_block<Lane<F>, part>(x, weight + rows.first * K + k, rows.count, K, K - k);
       }
       for (int i = 0; i < N && (kTiled<F> || k + i * kPack < K); ++i) {
         store(dst + i * kPanel<F>, x[i]);

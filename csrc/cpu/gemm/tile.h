@@ -69,8 +69,7 @@ RNNEXT_INLINE void for_block(const F& f) {
     for (int j = 0; j < NV; ++j) f(r, j);
 }
 
-// Copies a block for code that loops over its vectors: a block whose address is taken would lie in
-// memory from its first sum on.
+// Copies a block for code that loops over it: if its address is taken, it lies in memory always.
 template <class V, int R, int NV>
 RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
   for_block<R, NV>([&](int r, int j) { to[r][j] = from[r][j]; });

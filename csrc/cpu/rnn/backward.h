@@ -187,8 +187,7 @@ struct BackwardRun : BackwardCall {
     return state;
   }
 
-  // The gradients of hx and reset_state, when all steps are done. A member has advanced once before
-  // the steps and once with each.
+  // The gradients of hx and reset_state, after all steps. A member has advanced once more than T.
   void state_gradients(const WorkItem& item, const F* packed, const Rows<const F>& grad_pre,
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;

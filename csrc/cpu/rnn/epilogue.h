@@ -52,8 +52,7 @@ RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
   __builtin_unreachable();
 }
 
-// How the tiles of a step end. If `out_of_line` is not null, they call it with their sums, rows of
-// which are `stride` vectors apart.
+// How the tiles of a step end. They call `out_of_line`, if any, with rows `stride` vectors apart.
 template <class Step, class C>
 struct Epilogue {
   Nonlinearity nonlinearity;

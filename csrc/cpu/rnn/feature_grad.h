@@ -1,5 +1,4 @@
-// The gradient of the features: rows of the gradient of the pre-activations times W_ih, summed over
-// the directions in their order.
+// The gradient of the features: rows of that of the pre-activations times W_ih, over directions.
 #pragma once
 
 #include "cpu/rnn/unpacked.h"

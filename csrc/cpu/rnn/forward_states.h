@@ -92,8 +92,7 @@ struct ForwardStates {
     if (carry.count) step.state.before = step.state.carry = carry.all(item, 0);
   }
 
-  // Turns what the step wrote into the state that the next one reads, completes its output, and
-  // writes h_n of the sequences that end here.
+  // Makes the state that the next step reads, completes the output, writes h_n of what ends here.
   template <class Step>
   RNNEXT_INLINE void finish_step(Step& step, const WorkItem& item, int64_t t, int64_t done,
                                  int64_t rows) const {

@@ -1,5 +1,4 @@
-// Where grad_pre lies, the gradient of the pre-activations, which a step of the backward pass
-// writes and the step before it reads.
+// Where grad_pre, the pre-activations' gradient, lies: a step writes it, the one before reads it.
 #pragma once
 
 #include "cpu/rnn/work_items.h"
@@ -37,8 +36,7 @@ struct GradPreBuffers : BackwardCall {
   int64_t padded() const { return panels_in<C>(p.H) * kPanel<C>; }
   // Whether a part of the state's gradient does not come through W_hh.
   bool carries() const { return p.cell != Cell::elman; }
-  // The part of a row of operands that W_hh^T multiplies: all of it, but of a GRU's n only the
-  // gradient of what came from the state.
+  // The part of a row of operands that W_hh^T multiplies: all, but of a GRU's n only the state's.
   Rows<const F> times_hh(const Rows<const F>& rows) const {
     return {rows.first + operands_in<F>((parts - p.gates()) * width), rows.stride};
   }

@@ -74,8 +74,7 @@ struct Plan {
   int64_t group_rows = 0;  // the most sequences that a group takes through all steps at once
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
   bool sorts = false;  // each group takes its longest sequences first, and leaves padding out
-  // Tiles of four rows and more fetch the panel after theirs, since a member's weights exceed L2
-  // and Machine::fetch_bytes.
+  // Tiles of four rows and more fetch the next panel: weights exceed L2 and Machine::fetch_bytes.
   bool fetches = false;
   double pair_bytes = 0;     // Machine::pair_bytes
   bool joined = false;       // one worker has all directions of a sequence, one after the other
@@ -196,8 +195,7 @@ struct WorkItem {
   int group, members;  // several members: workers group * members and up share the sequences
   bool last;           // whether its hidden units are the last
   bool begins = true;  // whether its sequences are the first that the group takes
-  // If the group sorts its sequences, longest first: their numbers [size], and how many of them
-  // have each step [T]. Else null.
+  // If the group sorts its sequences, longest first: their numbers [size]; how many have step [T].
   const int64_t *order = nullptr, *present = nullptr;
 
   RNNEXT_BOTH int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }
@@ -217,8 +215,7 @@ RNNEXT_BOTH inline int64_t sequences(const Timeline& p, const WorkItem& item, in
 struct Chunk {
   int64_t t, n, rows;
 };
-// The steps that follow the first `done`, in ascending or descending time: at least one, and no
-// more than have `limit` rows together.
+// The steps after the first `done`, ascending or descending: at least one, at most `limit` rows.
 inline Chunk next_chunk(const Timeline& p, const WorkItem& item, int64_t done, bool descending,
                         int64_t limit) {
   Chunk chunk{descending ? p.T - done : done, 0, 0};

@@ -85,8 +85,7 @@ struct StepInputs : BackwardCall {
   void copy(const WorkItem& item, const S* from, C* to) const {
     for_columns(item, [&](int64_t j) { store(to + j, load_state(from, j, p.H - j)); });
   }
-  // Adds the gradients of the last states. The gradient of a state that is kept beside the output
-  // does not pass through the output.
+  // Adds the gradients of the last states: past the output, if the state is kept beside it.
   void add_grad_h_n(const WorkItem& item, int64_t row, int64_t b, C* grad) const {
     const auto add = [&](C* to, int which) {
       const S* const from = state_row<S>(p, g.grad_h_n, item.d, b, which);

@@ -130,8 +130,7 @@ constexpr int64_t kStreamedRows = 64, kPackedBlockBytes = 16 << 10;
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote
 // travel slowly to another that shares no cache with it. (Measured.)
 constexpr size_t kOwnWeightBytes = 512 << 10;
-// The memory that one thread writes is this far from another's: if it were nearer, a prefetch would
-// take lines from the other's core.
+// The memory that one thread writes is this far from another's, whose lines a prefetch might take.
 constexpr int64_t kFalseSharing = 4096;
 // The lines of an output this large come from far memory when they are written, or from another
 // core, whose prefetches take them along with those of its own rows beside them. (Measured.)

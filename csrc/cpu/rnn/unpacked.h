@@ -81,8 +81,8 @@ struct UnpackedBlock {
     const F* from = weight.row(begin) + column;
     for (int64_t k = 0; k < n; from = weight.weight + column)
       for (const int64_t end = k < wrap && wrap < n ? wrap : n; k < end;
-           ++k, from += weight.stride) {
-        Extent<1, NV>{}.prefetch(from + MK::kSumBlock * weight.stride, 0);
+           ++k, from += weight.columns) {
+        Extent<1, NV>{}.prefetch(from + MK::kSumBlock * weight.columns, 0);
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) {
           const Vec<F> b = load(from + j * kLanes<F>);

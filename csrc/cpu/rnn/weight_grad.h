@@ -15,9 +15,6 @@ struct RowCursor {
   WorkItem item;
   int64_t t, i = 0;
 
-  void settle() {
-    while (t < p.T && i >= sequences(p, item, t)) ++t, i = 0;
-  }
   int64_t row() const { return p.row(t, item.sequence(i)); }
   // The operands of W_hh and of W_ih in the row; null: zeros.
   const S* state() const {
@@ -96,7 +93,8 @@ struct WeightGradients : BackwardCall {
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, ++cursor.i) {
-        cursor.settle();
+        while (cursor.t < p.T && cursor.i >= sequences(p, cursor.item, cursor.t))
+          ++cursor.t, cursor.i = 0;
         const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * parts * p.H;
         grad_rows[i] = grad_pre[i] + row + begin;
         state_rows[i] = cursor.state();

@@ -1,6 +1,5 @@
 // What both passes share: the kernels' shape, the memory that a layout hands out and buffers of
-// rows in it, the wait for other members, the rows of a call's tensors, and the loop over a
-// worker's work items.
+// rows in it, the wait for other members, the rows of tensors, and the loop over work items.
 #pragma once
 
 #include "cpu/gemm/macro_kernel.h"
@@ -138,13 +137,13 @@ Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
 // A weight [gates * H, K] as the forward pass multiplies it; [gates * H, columns], as the backward.
 template <class S, class F>
 Matrix<S, F> forward_weight(const Recurrence& p, const void* weight, int64_t K) {
-  return {static_cast<const S*>(weight), K, p.H, /*transposed=*/true, K, p.gates()};
+  return {static_cast<const S*>(weight), K, p.H, /*transposed=*/true, p.gates()};
 }
 template <class S, class F>
 Matrix<S, F> backward_weight(const Recurrence& p, const void* weight, int64_t columns,
                              int first_gate = 0) {
   const int64_t K = p.gates() > 1 ? p.gates() * gate_width<F>(p.H) : p.H;
-  return {static_cast<const S*>(weight), K, columns, false, columns, p.gates(), p.H, first_gate};
+  return {static_cast<const S*>(weight), K, columns, false, p.gates(), p.H, first_gate};
 }
 
 // The values, of [H], for hidden units j and up; zeros past H.

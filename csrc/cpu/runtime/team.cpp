@@ -144,8 +144,7 @@ struct Registration {
   }
 };
 
-// Runs a task on `threads` threads of torch's pool, each of which calls part(begin, end, the task's
-// Registration), or on the caller alone.
+// Runs a task, part(begin, end, its Registration), on `threads` threads of torch's pool or alone.
 void run_on_pool(int threads, void (*task)(void*, Worker&), void* context,
                  void (*part)(int64_t, int64_t, void*)) {
   if (threads == 1 || !contention.allows_team()) {

@@ -86,14 +86,7 @@ struct Operands {
 };
 
 // The low part, which rounding to bfloat16 loses.
-RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
-#if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
-  const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
-  return x - (Vec<float>)_mm512_slli_epi32(bits, 16);
-#else
-  return x - (Vec<float>)(rounded_bits(x) << 16);
-#endif
-}
+RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) { return x - as_stored<BFloat16>(x); }
 
 // Part 1 of x is its low part, part 0 is x itself, of which rounding leaves the high part.
 template <int part>
@@ -135,8 +128,8 @@ struct Operands<Pair> {
                         (__m256i)_mm512_cvtneps_pbh((__m512)x));
   }
   static RNNEXT_INLINE void store_some(Pair* row, uint64_t column, Vec<float> x, int64_t n) {
-    const __mmask16 mask = n >= kLanes<float> ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
-    _mm256_mask_storeu_epi16(row + column / 2, mask, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    _mm256_mask_storeu_epi16(row + column / 2, first_lanes<float>(n),
+                             (__m256i)_mm512_cvtneps_pbh((__m512)x));
   }
   static RNNEXT_INLINE Vec<Pair> rounded(Vec<float> low, Vec<float> high) {
     return (Vec<Pair>)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
@@ -163,8 +156,7 @@ struct Operands<Pair> {
 template <int parts>
 struct Operands<TileOperand<parts>> {
   using F = TileOperand<parts>;
-  // The pairs of one part of the block that holds value `column` of a row. (Columns are unsigned,
-  // so that dividing them is a shift.)
+  // The pairs of one part of the block that holds value `column`, unsigned: divided by a shift.
   static RNNEXT_INLINE Pair* block(F* row, uint64_t column, int part) {
     return reinterpret_cast<Pair*>(row) + (column / 32 * parts + part) * 16;
   }

@@ -20,8 +20,7 @@ struct Several {
     for (int i = 0; i < N; ++i) made.v[i] = f(i);
     return made;
   }
-  // The same of the vectors of these values, which f takes as copies: with references in a closure
-  // the gates took twice as long to compile.
+  // The same of the vectors of these values. (f takes copies: references took longer to compile.)
   template <class F, class... T>
   static RNNEXT_INLINE auto each(F f, const T&... values) {
     Several<decltype(f(values.v[0]...)), N> made;

@@ -63,8 +63,12 @@ typedef float HalfFloats __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 
 RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
-  return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), FloatBits)
-                      << 16);
+  const HalfBits bits = *reinterpret_cast<const HalfBits*>(p);
+#ifdef RNNEXT_X86  // GCC widens each half for itself
+  return (Vec<float>)((FloatBits)RNNEXT_X86(cvtepu16_epi32)((HalfRegister)bits) << 16);
+#else
+  return (Vec<float>)(__builtin_convertvector(bits, FloatBits) << 16);
+#endif
 }
 // Rounded to bfloat16, to nearest, ties to even: its bits in the low half of each lane.
 RNNEXT_INLINE FloatBits rounded_bits(Vec<float> x) {
@@ -73,7 +77,13 @@ RNNEXT_INLINE FloatBits rounded_bits(Vec<float> x) {
   return x == x ? rounded : FloatBits{} + 0x7fc0;
 }
 RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {
-  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(rounded_bits(x), HalfBits);
+  HalfBits& to = *reinterpret_cast<HalfBits*>(p);
+#if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
+  constexpr int kSubnormal = 0x20;  // the instruction makes zeros of these
+  if (!_mm512_fpclass_ps_mask((__m512)x, kSubnormal)) [[likely]]
+    return void(to = (HalfBits)_mm512_cvtneps_pbh((__m512)x));
+#endif
+  to = __builtin_convertvector(rounded_bits(x), HalfBits);
 }
 RNNEXT_INLINE Vec<float> load(const Float16* p) {
 #ifdef RNNEXT_X86
@@ -197,23 +207,41 @@ RNNEXT_INLINE Vec<Compute<S>> as_stored(Vec<Compute<S>> x) {
   return load(lanes);
 }
 
-// Load and store the first n lanes. Out of line, unless the CPU can mask a vector.
+// Load and store the first n lanes. Out of line, unless the CPU masks them (AVX2: loads alone).
 #ifdef RNNEXT_AVX512
 template <class C>
 RNNEXT_INLINE unsigned first_lanes(int64_t n) {
   return n >= kLanes<C> ? (1u << kLanes<C>)-1 : n > 0 ? (1u << n) - 1 : 0;
 }
-RNNEXT_INLINE Vec<float> load_first(const float* p, int64_t n) {
-  return (Vec<float>)_mm512_maskz_loadu_ps(first_lanes<float>(n), p);
+template <class S>
+RNNEXT_INLINE Vec<Compute<S>> load_first(const S* p, int64_t n) {
+  const unsigned lanes = first_lanes<Compute<S>>(n);
+  if constexpr (sizeof(S) == 8) return (Vec<double>)_mm512_maskz_loadu_pd(lanes, p);
+  if constexpr (sizeof(S) == 4) return (Vec<float>)_mm512_maskz_loadu_ps(lanes, p);
+  if constexpr (sizeof(S) == 2) {
+    const HalfBits bits = (HalfBits)_mm256_maskz_loadu_epi16(lanes, p);
+    return load(reinterpret_cast<const S*>(&bits));
+  }
 }
-RNNEXT_INLINE Vec<double> load_first(const double* p, int64_t n) {
-  return (Vec<double>)_mm512_maskz_loadu_pd(first_lanes<double>(n), p);
+template <class S>
+RNNEXT_INLINE void store_first(S* p, Vec<Compute<S>> x, int64_t n) {
+  const unsigned lanes = first_lanes<Compute<S>>(n);
+  if constexpr (sizeof(S) == 8) _mm512_mask_storeu_pd(p, lanes, (__m512d)x);
+  if constexpr (sizeof(S) == 4) _mm512_mask_storeu_ps(p, lanes, (__m512)x);
+  if constexpr (sizeof(S) == 2) {
+    HalfBits bits;
+    store(reinterpret_cast<S*>(&bits), x);
+    _mm256_mask_storeu_epi16(p, lanes, (__m256i)bits);
+  }
 }
-RNNEXT_INLINE void store_first(float* p, Vec<float> x, int64_t n) {
-  _mm512_mask_storeu_ps(p, first_lanes<float>(n), (__m512)x);
-}
-RNNEXT_INLINE void store_first(double* p, Vec<double> x, int64_t n) {
-  _mm512_mask_storeu_pd(p, first_lanes<double>(n), (__m512d)x);
+#else
+#ifdef RNNEXT_X86
+template <class C>
+  requires kNative<C>
+RNNEXT_INLINE Vec<C> load_first(const C* p, int64_t n) {
+  const __m256i lanes = (__m256i)keep_first<C>((Vec<C>)_mm256_set1_epi32(-1), n);
+  if constexpr (sizeof(C) == 8) return (Vec<C>)_mm256_maskload_pd(p, lanes);
+  if constexpr (sizeof(C) == 4) return (Vec<C>)_mm256_maskload_ps(p, lanes);
 }
 #endif
 template <class S>
@@ -228,6 +256,7 @@ __attribute__((noinline)) void store_first(S* p, Vec<Compute<S>> x, int64_t n) {
   store(lanes, x);
   if (n > 0) __builtin_memcpy(p, lanes, n * sizeof(S));
 }
+#endif
 
 // n values of storage type S at p (n >= the lanes: all of them; n <= 0: none); lanes past n are 0.
 template <class S>

@@ -80,8 +80,7 @@ struct Resident {
     }
   }
 
-  // Loads what stays, the matrix and the bias, and clears the vectors. A tile begins with a
-  // barrier.
+  // Loads what stays, the matrix and the bias, and clears the vectors. A barrier begins a tile.
   __device__ void load() {
 #pragma unroll 1
     for (int u = threadIdx.x; u < units(); u += kThreads)
