@@ -19,7 +19,7 @@ _rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
 Pair = tuple[Tensor, Tensor]
-INTEGERS = (torch.int32, torch.int16, torch.int8, torch.uint8)  # narrower than int64
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
 
 
@@ -67,13 +67,15 @@ def stack_of(
 
 
 def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
-    """Integers as int64; what is none is left to the op to refuse."""
+    """Integers as int64; TypeError for others."""
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.as_tensor(lengths, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"lengths must be integers, got {lengths!r}: {error}") from None
-    return lengths.long() if lengths.dtype in INTEGERS or lengths.numel() == 0 else lengths
+    if lengths.dtype not in _INTEGERS and lengths.numel() > 0:
+        raise TypeError(f"lengths must be integers, got {str(lengths.dtype)[6:]}")
+    return lengths.long()
 
 
 def as_integer(name: str, value: Any, advice: str = "") -> int:
@@ -91,9 +93,7 @@ def cell_named(cell: str) -> str:
 
 
 def as_states(name: str, cell: str, state: Any) -> tuple[Tensor, ...]:
-    """The tensors that a state of this cell is made of: one, or (h, c) of an LSTM; of None none."""
-    if state is None:
-        return ()
+    """The tensors that a state of this cell is made of: one, or (h, c) of an LSTM."""
     if cell != "lstm":
         return (state,)
     if isinstance(state, (tuple, list)) and len(state) == 2:

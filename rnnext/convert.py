@@ -121,8 +121,6 @@ class TorchLSTM(LSTM, nn.LSTM):
 def _checked(lengths: Lengths, x: Tensor) -> Tensor:
     """The lengths of x, ``[T, B, I]``, or what rnnext's op raises for them."""
     lengths = as_lengths(lengths, x.device)
-    if lengths.dtype != torch.int64:
-        raise TypeError(f"lengths must be an int64 tensor, got {str(lengths.dtype)[6:]}")
     refuse_shape("lengths", lengths, x.shape[1:2])
     if not is_compiling():  # else it has no values
         for row, length in enumerate(lengths.tolist()):

@@ -202,7 +202,7 @@ def rnn_ensemble(
     cell = _layers.cell_named(cell)
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)
     states, starts = (
-        _errors.by_name(name, _layers.as_states(name, cell, given))
+        _errors.by_name(name, () if given is None else _layers.as_states(name, cell, given))
         for name, given in (("hx", hx), ("reset_state", reset_state))
     )
     _errors.refuse_others({"input": input, **states, **starts}, reset=reset)

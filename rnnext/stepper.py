@@ -154,13 +154,13 @@ class Stepper:
         return self._stepper.step_from(input, self._given(state))
 
     def _given(self, state: Any) -> Any:
-        return state if self._cell != "lstm" else _layers.as_states("state", "lstm", state) or None
+        return state if self._cell != "lstm" else _layers.as_states("state", "lstm", state)
 
     def _parts(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> list[Tensor]:
         """The tensors, ``[L, B, H]``, of a state of B sequences."""
         L, H = self.num_layers, self.hidden_size
         parts = _errors.by_name(name, _layers.as_states(name, self._cell, state))
-        _errors.refuse_others(parts or {name: state})
+        _errors.refuse_others(parts)
         for name, part in parts.items():
             error = ValueError if shapes else RuntimeError
             _errors.refuse_shape(name, part, *shapes, (L, B, H), error=error)

@@ -117,7 +117,8 @@ class RNNModule(TensorDictModuleBase):
         self.out_keys = out_keys
         self.rnn = rnn
         self._shape = (rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.hidden_size)
-        starts = by_name("reset_state", as_states("reset_state", kind, reset_state))
+        parts = () if reset_state is None else as_states("reset_state", kind, reset_state)
+        starts = by_name("reset_state", parts)
         refuse_others(starts)
         for name, start in starts.items():
             refuse_shape(name, start, self._shape)

@@ -57,7 +57,7 @@ def test_states_of_an_lstm_are_pairs():
     assert not any(part.any() for part in stepper.get_state())
     for wrong, error, message in (
         (hx[0], TypeError, "state must be a pair of tensors, (h, c), got Tensor"),
-        (None, TypeError, "state must be a tensor, got NoneType"),
+        (None, TypeError, "state must be a pair of tensors, (h, c), got NoneType"),
         ((hx[0], hx[1][:1]), RuntimeError, "state[1] must have shape [2, 3, 7], got [1, 3, 7]"),
         (hx, RuntimeError, "state[0] must have the weights' dtype, float64, got float32"),
         ((hx[0], [0.0]), TypeError, "state[1] must be a tensor, got list"),
