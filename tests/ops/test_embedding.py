@@ -33,8 +33,7 @@ def test_sparse_gradient_of_tables_of_any_size(V):
         indices = torch.randint(V, (N,))
         indices[: N // 2] = indices[: N // 2] % 7 % V
         indices[N // 2 : N // 2 + 2] = torch.tensor([V - 1, 0])[: max(0, N - N // 2)]
-        grad = torch.randn(N, 3)
-        padding = int(indices[0]) if padded and N > 0 else -1
+        grad, padding = torch.randn(N, 3), int(indices[0]) if padded and N > 0 else -1
         rows, values = ops.embedding_sparse_backward(grad, indices, V, padding, False)
         kept = indices != padding
         expected, inverse = torch.unique(indices[kept], return_inverse=True)
