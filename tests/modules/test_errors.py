@@ -236,8 +236,7 @@ def test_arguments_that_are_no_tensors_are_named():
         assert error_of(call) == (TypeError, f"{name} must be a tensor, got {kind}{advice}")
 
 
-# In the caller's shapes.
-REFUSED = [
+REFUSED = [  # In the caller's shapes.
     (lambda: RNN(X, lengths=[5, 6]), ValueError, "lengths must have shape [5], got [2]"),
     (lambda: TWO(X, lengths=[5, 6]), ValueError, "lengths[1] = 6 is out of range: expected 0 <="),
     (lambda: TWO(X[:, 0], lengths=[5]), ValueError, "lengths needs a 3-D input: one sequence or"),
@@ -273,6 +272,7 @@ REFUSED = [
     (lambda: rnnext.LSTM(3, 4, proj_size=2), NotImplementedError, "proj_size must be 0, got 2"),
     (lambda: ensemble(cell="elman"), ValueError, "cell must be one of 'rnn', 'gru', 'lstm', got"),
     (lambda: rnnext.EmbeddingRNN(7, 3, 4, cell="GRU"), ValueError, "'gru', 'lstm', got 'GRU'"),
+    (lambda: rnnext.EmbeddingRNN(7, 0, 4), ValueError, "embedding_dim must be greater than zero"),
     (lambda: rnnext.EmbeddingRNN(7, 3, 4, nonlinearity="relu", cell="gru"), ValueError,
      "nonlinearity must be 'tanh' of a gru, got 'relu'"),
     (lambda: RNN(X.to_sparse()), RuntimeError, "input must be a dense tensor, got torch.sparse"),
