@@ -75,7 +75,7 @@ class EmbeddingRNN(nn.Module):
         of_rnn = _layers.cell_named(cell) == "elman"
         if not of_rnn and nonlinearity != "tanh":
             raise ValueError(f"nonlinearity must be 'tanh' of a {cell}, got {nonlinearity!r}")
-        if embedding_dim <= 0:
+        if isinstance(embedding_dim, int) and embedding_dim <= 0:
             raise ValueError(f"embedding_dim must be greater than zero, got {embedding_dim}")
         self.embedding = Embedding(
             num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
