@@ -66,7 +66,7 @@ def stack_of(
     return attributes, flat
 
 
-def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
+def as_lengths(lengths: Lengths, device: torch.device | None) -> Tensor:
     """Integers as int64; TypeError for others."""
     if not isinstance(lengths, Tensor):
         try:
@@ -122,7 +122,7 @@ def run(
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
     noise_keys: Tensor | None = None,
-    refused: Exception | None = None,
+    refused: list[Exception] | None = None,
 ) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
@@ -150,14 +150,15 @@ def run(
                 states = tuple(h.index_select(1, sorted_indices) for h in states)
             else:
                 n, found = len(sorted_indices), [list(h.shape) for h in states]
-                refused = RuntimeError(f"hx must have {n} rows, as sorted_indices has, got {found}")
+                must = f"hx must have {n} rows, as sorted_indices has, got {found}"
+                refused = [RuntimeError(must)]
     else:
         data = input
     if lengths is not None:
-        lengths = as_lengths(lengths, weights[0].device)
+        lengths = as_lengths(lengths, getattr(weights[0], "device", None))
     try:
         if refused:
-            raise refused
+            raise refused.pop()  # in a local, it would hold this frame, and so the input
         output, h_n = (_rnn if is_compiling() else _C.rnn)(
             data if table is None else table, states, weights, of["bias"], of["num_layers"],
             of["bidirectional"], of["batch_first"], of["dropout"], of["training"],
@@ -175,8 +176,6 @@ def run(
                 found = f"element {place} in argument 2, but got {type(weight).__name__}"
                 raise TypeError(f"expected Tensor as {found}") from None
         raise
-    finally:
-        refused = None  # its traceback holds this frame, and so the input
     if batch_sizes is None:
         return output, h_n[0] if cell != "lstm" else tuple(h_n)
     if unsorted_indices is not None:

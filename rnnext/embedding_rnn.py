@@ -130,13 +130,13 @@ class EmbeddingRNN(nn.Module):
         if table is None:
             features: Any = self.embedding(data)
             if isinstance(tokens, PackedSequence):
-                features = tokens._replace(data=features)
+                features = PackedSequence(features, *tokens[1:])  # Dynamo loses _replace's fields
             given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
             result: tuple[_Sequence, Any] = self.rnn(features, hx, **given)
             return result
         rnn = self.rnn
         rows, index = table
-        batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
+        batch = PackedSequence(index, *tokens[1:]) if isinstance(tokens, PackedSequence) else index
         try:
             return _layers.run(
                 attributes_of(rnn), weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths,

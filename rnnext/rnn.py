@@ -119,7 +119,7 @@ class Layers(nn.RNNBase, Generic[_State]):
         """
         own = self.__dict__
         cell, nonlinearity = _CALLED.get(own["mode"]) or (self._cell, nonlinearity_of(self))
-        refused: Exception | None = None
+        refused: list[Exception] | None = None
         if type(input) is not Tensor:
             node: tuple[_Sequence, _State] | None
             options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
@@ -137,14 +137,12 @@ class Layers(nn.RNNBase, Generic[_State]):
                     last: Any = found[1][0] if cell != "lstm" else tuple(found[1])
                     return found[0], last
             except (RuntimeError, ValueError) as error:
-                refused = error  # raised below, or what torch.nn raises for such a call
-        try:
-            return _layers.run(
-                attributes_of(self), weights_of(self, self._flat_weights_names), input, hx,
-                lengths, reset, reset_state, cell, nonlinearity, refused=refused,
-            )  # fmt: skip
-        finally:
-            refused = None  # its traceback holds this frame, and so the input
+                refused = [error]  # raised below, or what torch.nn raises for such a call
+        # (Not in a try block, where Dynamo cannot break a graph, as it does for a packed input.)
+        return _layers.run(
+            attributes_of(self), weights_of(self, self._flat_weights_names), input, hx,
+            lengths, reset, reset_state, cell, nonlinearity, refused=refused,
+        )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward

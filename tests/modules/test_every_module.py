@@ -153,6 +153,8 @@ def test_compiled_into_one_graph(sample):
         given, packed = sample.given, pack_padded_sequence(sample.given, [5, 3])
         assert_close(results(compiled, given, **options), results(module, given, **options))
         assert_close(results(compiled, packed), results(module, packed))
+        torch.compile(module, backend="eager")(packed)  # breaks the graph
+        torch.compile(sample.make(), fullgraph=True, backend="eager")(longer)
 
 
 @of_torch

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
 import rnnext
-from helpers.common import assert_close, pair, same
+from helpers.common import assert_close, assert_refused, pair, same
 from rnnext import functional
 
 of_layers = pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
@@ -213,3 +213,5 @@ def test_lengths_are_any_integers():
                 call(lengths=given)
     output, h_n = rnn(torch.zeros(5, 0, 3), lengths=[])
     assert (output.shape, h_n.shape) == ((5, 0, 4), (1, 0, 4))
+    rnn.weight_ih_l0 = None
+    assert_refused(rnn, TypeError, "expected Tensor as element 0", x, None, [5, 3])
