@@ -187,6 +187,12 @@ def test_a_compiled_derivative_of_a_gradient():
     assert_close(torch.compile(derivative, backend="eager")(x), derivative(x))
 
 
+def test_padding_of_each_mapped_table_has_a_tangent():
+    tables, rows = features(N, 5, 3), torch.arange(5)
+    of_each = vmap(lambda table: rnnext.functional.embedding(rows, table, 1))
+    assert_close(*jvp(of_each, (tables,), (tables,)))  # it is linear
+
+
 @pytest.mark.filterwarnings("ignore:.* performance drop")  # of torch's own renorm
 def test_an_ensemble_of_tables_of_bounded_norm():
     embedding, tables = rnnext.Embedding(5, 3, max_norm=0.5), torch.randn(N, 5, 3)
