@@ -340,7 +340,7 @@ def recurrence(
     )  # fmt: skip
     if input.dim() != 3:
         raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
-    if weight_hh.dim() != 2:
+    if weight_hh.dim() != 2 or weight_hh.shape[0] != weight_hh.shape[1]:
         raise RuntimeError(f"weight_hh must have shape [H, H], got {list(weight_hh.shape)}")
     x = input.transpose(0, 1) if batch_first else input
     hidden = weight_hh.shape[0]

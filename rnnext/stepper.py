@@ -343,7 +343,8 @@ def _packed(module: _Module, rnn: Any, batch_size: int) -> _C.Stepper:
         table = _table_of(module.embedding)
         weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]
         # Multiplies W_ih ahead where that keeps the bits of the sum and saves time.
-        if table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS:
+        fits = table.dtype == weight_hh.dtype and table.shape[1] == weight_ih.shape[1]  # or refused
+        if fits and table.element_size() >= 4 and len(table) <= _PROJECTED_ROWS:
             gates = len(weight_hh) // weight_hh.shape[1]
             left: list[Any] = [None, None]
             if gates > 1 and bias_ih is not None:  # b_hh joins W_hh h before that joins W_ih x
@@ -368,17 +369,19 @@ def _packed(module: _Module, rnn: Any, batch_size: int) -> _C.Stepper:
 
 def _layers_of(rnn: Any) -> list[list[Any]]:
     """W_ih, W_hh, b_ih, b_hh, alpha, noise and its key of each layer, None where there is none."""
-    if isinstance(rnn, nn.RNNCellBase):
-        n, L, weights = 4, 1, weights_of(rnn, CELL_WEIGHTS)
+    is_cell = isinstance(rnn, nn.RNNCellBase)
+    names = CELL_WEIGHTS if is_cell else rnn._flat_weights_names
+    weights = weights_of(rnn, names)
+    for place, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        if not isinstance(weight, Tensor) and not (is_cell and place >= 2):
+            raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
+    if is_cell:
+        n, L = 4, 1
         if any(bias is not None for bias in weights[2:]):  # a cell takes one alone
             zeros = weights[1].new_zeros(len(weights[1]))
             weights[2:] = [zeros if bias is None else bias for bias in weights[2:]]
     else:
-        names = rnn._flat_weights_names
-        n, L, weights = 4 if rnn.bias else 2, rnn.num_layers, weights_of(rnn, names)
-        for name, weight in zip(names, weights, strict=True):
-            if not isinstance(weight, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
+        n, L = 4 if rnn.bias else 2, rnn.num_layers
     alphas: list[Any] = [None] * L
     noise = keys = alphas
     if isinstance(rnn, Leak):

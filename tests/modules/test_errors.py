@@ -358,6 +358,7 @@ REFUSED = [  # In the caller's shapes.
     (lambda: recur(reset=BOOLS, reset_state=zeros(3)), ValueError,
      "reset_state must have shape [4] or [2, 4], got [3]"),
     (lambda: recur(hx=zeros(3, 4)), RuntimeError, "hx must have shape [2, 4], got [3, 4]"),
+    (lambda: recur(hx=X[0], weight_hh=W_IH), RuntimeError, "must have shape [H, H], got [4, 3]"),
 ]  # fmt: skip
 
 

@@ -77,6 +77,8 @@ def test_modules_whose_attributes_were_set():
         for name in ("bias_ih", "bias_hh"):
             setattr(cell, name, None)
             assert_close(Stepper(cell)(x[0]), cell(x[0]))
+        cell.weight_ih = None
+        assert_refused(Stepper, TypeError, "weight_ih must be a tensor, got NoneType", cell)
         rnn = library.RNN(4, 6, num_layers=2)
         rnn.mode = "RNN_RELU"
         assert_close(steps(Stepper(rnn), x), rnn(x)[0])

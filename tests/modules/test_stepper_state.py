@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves
 
 import rnnext
-from helpers.common import steps
+from helpers.common import assert_refused, steps
 from helpers.modules import through_a_file
 
 
@@ -126,6 +126,8 @@ def test_a_refresh_after_a_change_of_size():
     with pytest.raises(RuntimeError, match=r"state must have shape \[1, 1, 7\], got \[1, 1, 6\]"):
         stepper.refresh()
     stepper(torch.tensor(11))
+    module.rnn.double()
+    assert_refused(rnnext.Stepper, RuntimeError, "table must have the dtype of weight_hh", module)
 
 
 def pickled(value):
