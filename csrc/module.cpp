@@ -2,7 +2,6 @@
 // without torch.ops, which takes 3 us to match a call with its schema and box its arguments: more
 // than a step of a small RNN.
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -245,6 +244,8 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
   TORCH_CHECK_VALUE(D == 1 || D == 2, "directions must be 1 or 2, got ", D);
   TORCH_CHECK_VALUE(I >= 0, "I must not be negative, got ", I);
   TORCH_CHECK_VALUE(I <= INT32_MAX, "I must be less than 2^31, got ", I);
+  TORCH_CHECK_VALUE(double(T) * B * D * (I + H) * H < 0x1p60,
+                    "T * B * D * (I + H) * H must be less than 2^60");
   TORCH_CHECK_VALUE(lengths.empty() || static_cast<int64_t>(lengths.size()) == B,
                     "lengths must hold B = ", B, " numbers, got ", lengths.size());
   for (const int64_t length : lengths)
@@ -254,7 +255,7 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
   p.cell = rnnext::parse_cell(cell);
   if (hx) p.hx = &p;  // the plan asks only whether it is null
   if (!lengths.empty()) p.lengths = lengths.data();
-  return rnnext::describe_plan(p, layers, rnnext::parse_dtype(at::empty({0}, dtype), "dtype"),
+  return rnnext::describe_plan(p, layers, rnnext::parse_dtype(dtype, "dtype"),
                                std::min(threads, rnnext::kMaxWorkers), train,
                                machine ? rnnext::machine_of(*machine) : rnnext::this_machine());
 }

@@ -14,8 +14,8 @@ The other ops have no function here. Four take what :func:`recurrence` takes, in
   read only where these gradients are differentiated, and the cell is not Elman's.
 - ``recurrence_ensemble`` and ``recurrence_ensemble_backward`` are calls of M members at once, each
   with weights of its own: every tensor but ``batch_sizes`` has a first dimension more, M. What
-  members share is best expanded, which copies nothing. On the CPU each member runs on one thread,
-  and as many at once as there are threads.
+  members share is best expanded, which copies nothing. On the CPU as many members run at once as
+  there are threads, each on one; those left over may run in turn, on all.
 - ``recurrence_stack`` is L layers of one direction, on the CPU, each over the output of the one
   before: the lists hold a tensor for each layer, and ``hx`` is ``[S * L, B, H]``. It is one call
   where no gradient is wanted, and else one of ``recurrence`` for each layer.

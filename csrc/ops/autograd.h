@@ -194,7 +194,4 @@ RecurrenceGradients backward_loop(const BackwardInputs& r, const RecurrenceArgum
 RecurrenceGradients backward_loop_as_kernel(const BackwardInputs& r, const RecurrenceArguments& a,
                                             const Wanted& wanted);
 
-// Whether GPUs lack kernels for a cell: ops then run recurrence_loop, backward_loop_as_kernel.
-inline bool needs_loop(Cell cell) { return is_gated(cell); }
-
 }  // namespace rnnext

@@ -129,7 +129,6 @@ struct Sizes {
     return packed ? Shape{N, D * parts * H} : Shape{T, B, D * parts * H};
   }
   Shape output_shape() const { return rows_shape(1); }
-  Shape pre_shape() const { return rows_shape(cell.gates); }
   Shape saved_shape() const { return rows_shape(cell.saved); }
   // The shape of the states before the first step, or after the last: h of each direction, then c.
   Shape states_shape() const { return {Int(cell.states * D), B, H}; }

@@ -127,7 +127,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
       return own.empty() ? std::nullopt : OptionalTensor(joined(own, name));
     };
     OptionalTensor hx = of_layer(state, "hx");
-    // A tracer does not know how many sequences are packed: this says that it is as many again.
+    // A tracer does not know how many sequences are packed: this says: as many as before.
     if (!hx && layer > 0 && given(a.batch_sizes) && before.sym_size(1).is_symbolic())
       hx = at::zeros_like(before);
     const OptionalTensor first = of_layer(first_states, "reset_state"),
@@ -166,7 +166,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
 
 // Whether torch's op, which calls cuDNN, takes a call of a cell without kernels for GPUs.
 bool calls_torch(const RnnArguments& a) {
-  return a.input.is_cuda() && needs_loop(parse_cell(a.cell)) && !given(a.index) &&
+  return a.input.is_cuda() && is_gated(parse_cell(a.cell)) && !given(a.index) &&
          !given(a.lengths) && !given(a.reset) && !any_tensor<transformed>(a) && !any_dual(a);
 }
 
@@ -210,7 +210,8 @@ std::tuple<Tensor, std::vector<Tensor>> run(const RnnArguments& a) {
     for (Tensor& h : state) h = h.unsqueeze(1);
   auto [output, states] =
       calls_torch(a) ? by_torch(a, x, std::move(state)) : run_layers(a, x, state, tokens, resets);
-  for (Tensor& h : states) h = sequences.states_back(h);
+  if (sequences.unbatched)
+    for (Tensor& h : states) h = as_result(h.squeeze(1));
   return {sequences.back(output), std::move(states)};
 }
 

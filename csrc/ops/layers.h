@@ -106,7 +106,6 @@ struct Sequences {
   Tensor back(const Tensor& t) const {
     return unbatched ? as_result(t.squeeze(1)) : batch_first ? as_result(swapped(t)) : t;
   }
-  Tensor states_back(const Tensor& h) const { return unbatched ? as_result(h.squeeze(1)) : h; }
 };
 
 inline int64_t directions_of(const RnnArguments& a) { return a.bidirectional ? 2 : 1; }

@@ -16,13 +16,9 @@
 
 namespace rnnext {
 
-// Whether this stands for an empty list. It does so while one of torch's modes traces a call,
-// because AOTInductor drops empty lists. No real tensor of a list has 6 dimensions and no elements.
-inline bool stands_for_none(TensorList list) {
-  return list.size() == 1 && list[0].dim() == 6 && list[0].sym_numel() == 0;
-}
-// A tensor that stands for an empty list, undefined unless a mode traces; and a struct that has it
-// in place of each empty list.
+// A tensor that stands for an empty list, undefined unless one of torch's modes traces a call:
+// AOTInductor drops empty lists. No real tensor of a list has 6 dimensions and no elements. And a
+// struct that has it in place of each empty list.
 inline Tensor stand_in(const Tensor& like) {
   const bool traces = c10::impl::TorchDispatchModeTLS::any_modes_set();
   return traces ? like.new_empty({0, 0, 0, 0, 0, 0}) : Tensor();
@@ -41,7 +37,7 @@ Struct as_traced(Struct s, const Tensor& none) {
 template <class T>
 Passed<T> as_passed(Passed<T> value) {
   if constexpr (std::is_same_v<T, TensorList>)
-    if (stands_for_none(value)) return {};
+    if (value.size() == 1 && value[0].dim() == 6 && value[0].sym_numel() == 0) return {};
   return value;
 }
 

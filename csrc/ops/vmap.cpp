@@ -1,5 +1,6 @@
-// The recurrence's ops under vmap. If no weight is mapped, the mapped calls become more sequences
-// of one batch. If weights are, they become an ensemble. (For a mapped ensemble see library.cpp.)
+// The recurrence's ops under vmap. Where weights are mapped, noise is added or gradients are wanted
+// of what all calls share, the calls become an ensemble; else more sequences of one batch. (For a
+// mapped ensemble see library.cpp.)
 #include "ops/vmap.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
@@ -180,8 +181,8 @@ class MappedCalls {
     zip(change_each, s, dims, places);
   }
 
-  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes. Where there is
-  // no call, a member of ones (alpha may not be 0) and of integers 0 is run, and then left out.
+  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes. Without
+  // calls, one member of ones (alpha may not be 0) and integers 0 is run, then dropped.
   Tensor part_of_members(const Tensor& t, Dim dim, Batch place) const {
     if (place == Batch::none) return t;
     const Tensor members = at_place(t, dim, calls_, 0);

@@ -2,6 +2,7 @@ import pytest
 
 import benchmarks.__main__ as main
 from benchmarks import compared, store, tables
+from helpers.common import assert_refused
 from helpers.runs import run_of
 
 ROOT = main.ROOT
@@ -49,8 +50,7 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
     with pytest.raises(ValueError, match="no table is called 'nonsense'"):
         tables.replaced("<!-- benchmarks: nonsense -->\n<!-- end -->", kept)
     del kept.rows["demo-T100-B20-I256-H256-train"]
-    with pytest.raises(ValueError, match="no times of demo"):
-        tables.replaced(DOCUMENT, kept)
+    assert_refused(tables.replaced, ValueError, "no times of demo", DOCUMENT, kept)
 
 
 def test_the_tables_in_the_documents_are_those_of_the_last_kept_run():
@@ -75,8 +75,7 @@ def test_the_tables_of_comparisons_are_those_of_the_kept_ones(tmp_path, monkeypa
         copy.write_text(page.read_text())
     with pytest.raises(ValueError, match="no row of features matches 'nonsense'"):
         compared.suite("features").run(["nonsense"])
-    with pytest.raises(ValueError, match="'features' is a suite's result"):
-        store.load("features")
+    assert_refused(store.load, ValueError, "'features' is a suite's result", "features")
     kept = {name: compared.load(name, store.KEPT) for name in compared.NAMES}
     monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
     for name, run in kept.items():

@@ -146,8 +146,7 @@ void embedding(int64_t columns) {
 
 }  // namespace
 
-// Recurrences of so many hidden units, then embeddings, of which those whose name begins so are
-// run; 0: no error.
+// Recurrences of H units, then embeddings: those whose name begins with `only`. 0: no error.
 extern "C" int run_kernels(int64_t H, const char* only) {
   std::string running;
   const auto begins = [&](const std::string& name) {

@@ -118,8 +118,7 @@ def check_call(
     used = [(e, g.double()) for e, g in zip(expected, given, strict=True) if g is not None]
     torch.autograd.backward(*zip(*used, strict=True))
     backward = here.backward(results[0], *given, output_mask=mask, saved=saved)
-    entries = place(backward).call(recurrence_backward)  # one for each of the mask
-    found = [g if isinstance(g, list) else [g] for g in entries]
+    found = [g if isinstance(g, list) else [g] for g in place(backward).call(recurrence_backward)]
     names = ["input", "hx", *samples.WEIGHTS, "reset_state", "alpha"]
     for name, asked, gradients in zip(names, mask, found, strict=True):
         leaves = getattr(exact, name)

@@ -1,5 +1,4 @@
-// Wrappers of device.h alone, for test_wrappers.py. One warp a block. Waits are bounded, as those of
-// cuda-check's build are.
+// Wrappers of device.h alone, for test_wrappers.py. Blocks of one warp; waits are bounded.
 #define RNNEXT_CUDA_BOUNDED 500
 #include "cuda/device.h"
 

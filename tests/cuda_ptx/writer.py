@@ -184,9 +184,8 @@ class Writer:
         if i.guard:
             raise Unknown(f"a guard before {i.op}")
         rounding = ("rn", "approx", "ftz", "lo")
-        operation = ".".join(p for p in i.parts if p not in TYPES and p not in rounding)
         method: Callable[[Instruction], None] | None = getattr(self, "op_" + i.parts[0], None)
-        if form := FORMS.get(operation):
+        if form := FORMS.get(".".join(p for p in i.parts if p not in (*TYPES, *rounding))):
             self.form(i, *form)
         elif method is not None:
             method(i)

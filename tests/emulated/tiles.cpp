@@ -49,8 +49,7 @@ int32_t displacement(const uint8_t* at) {
 float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x; }
 float number(uint32_t bits) { return flushed(std::bit_cast<float>(bits)); }
 
-// TDPBF16PS: the products of even and of odd values along k are summed apart, from zero, then added
-// to each other and to the sum.
+// TDPBF16PS: products of even and of odd k are summed apart, from zero, then added to the sum.
 void dot(int sums, int a, int b) {
   for (int m = 0; m < config.rows[sums]; ++m) {
     for (int n = 0; n < config.row_bytes[sums] / 4; ++n) {

@@ -30,8 +30,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-9, to
 def assert_close(actual, expected, dtype=None, tolerance=None):
     """Compare tensors, or lists and tuples of them, within the tolerance of the actual dtype.
 
-    ``dtype`` names a coarser type that the computation went through; ``tolerance`` overrides the
-    table.
+    ``dtype``: a coarser type that the computation went through; ``tolerance`` overrides the table.
     """
     if not isinstance(expected, Tensor):
         assert len(actual) == len(expected)

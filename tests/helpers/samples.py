@@ -246,8 +246,7 @@ def make(
 
 
 def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> list[Tensor]:
-    """Values, which are returned, and gradients of random cotangents, against the reference in
-    float64.
+    """Values, which are returned, and gradients of random cotangents, against a float64 reference.
 
     The arguments need gradients; ``exactness`` is a coarser type that products are rounded to.
     """

@@ -336,8 +336,7 @@ def test_bad_arguments_are_named():
 def test_an_alpha_that_does_not_fit_is_refused_when_it_is_set_or_used():
     rnn = rnnext.LeakyRNN(3, 6, alpha=0.4)
     rnn.alpha.fill_(2)
-    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got 2"):
-        rnn(torch.zeros(2, 1, 3))
+    assert_refused(rnn, ValueError, "alpha must be in (0, 1], got 2", torch.zeros(2, 1, 3))
     for shape in ((5,), (2, 6)):
         with pytest.raises(ValueError, match=r"^alpha must have shape .* or \[.*6\], got"):
             rnn.alpha = torch.full(shape, 0.5)

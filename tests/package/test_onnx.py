@@ -57,10 +57,6 @@ def words(*shape):
     return (torch.randint(9, shape),)
 
 
-def pair_of(batch):
-    return torch.randn(2, batch, 4), torch.randn(2, batch, 4)
-
-
 CELL = rnnext.RNNCell(3, 4, nonlinearity="relu")
 BATCH_FIRST = rnnext.RNN(3, 4, 2, "relu", batch_first=True, bidirectional=True)
 TOKENS = nn.Sequential(rnnext.Embedding(9, 3, padding_idx=2), rnnext.RNN(3, 4))
@@ -94,7 +90,8 @@ CASES = {
         rnnext.LSTM(3, 4, 2, batch_first=True, bias=False),
         ({0: B, 1: T}, ({1: B}, {1: B}), {0: B}), {"LSTM": 2},
         [
-            (features(max(n), len(n), batch_first=True), pair_of(len(n)), torch.tensor(n))
+            (features(max(n), len(n), batch_first=True), tuple(torch.randn(2, 2, len(n), 4)),
+             torch.tensor(n))
             for n in ((5, 0, 1), (2, 7), (1, 4, 0, 3))
         ],
     ),

@@ -1,7 +1,6 @@
 """The ops again in plain PyTorch: slow, clear, differentiable, with the same signatures.
 
-What a test calls the right answer: computed in the dtype of the arguments (give float64 for an
-oracle).
+What a test calls the right answer, in the dtype of the arguments (give float64 for an oracle).
 """
 
 from reference.cells import GATES, STATES, recurrence  # noqa: F401

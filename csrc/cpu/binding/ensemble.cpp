@@ -1,4 +1,4 @@
-// Ensembles on the CPU: each member is a call of its own, and takes one thread.
+// Ensembles on the CPU: each member is a call of its own, mostly on one thread.
 #include "ops/ensemble.h"
 
 #include <torch/library.h>

@@ -137,7 +137,7 @@ CpuBackwardCall::CpuBackwardCall(const BackwardInputs& r, const RecurrenceArgume
     if (s.I > 0) out.input = grad_.input.data_ptr();
   } else if (wanted.input) {
     const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
-    grad_pre_ = empty_large(s.pre_shape(), options.dtype(compute));
+    grad_pre_ = empty_large(s.rows_shape(s.cell.gates), options.dtype(compute));
     out.pre = grad_pre_.data_ptr();
   }
   if (wanted.hx) {

@@ -40,7 +40,7 @@ struct Teams {
   const Plan& of(const Worker& worker) const { return plans[worker.size - 1]; }
   template <class Task>
   void run(int n, const Task& task) const {
-    plans[n - 1].waits ? run_team(n, task) : run_shares(n, task);
+    run_team(n, task, plans[n - 1].waits);
   }
 };
 Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads);

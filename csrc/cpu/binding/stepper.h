@@ -81,7 +81,7 @@ class Stepper {
   }
 
   std::vector<Layer> layers_;
-  std::vector<Seen> seen_;  // what is watched, except tensors whose writes torch does not count
+  std::vector<Seen> seen_;  // what is watched
   const RnnKernels* kernels_;
   Tensor table_;                 // undefined: the input is features
   std::vector<int64_t> tokens_;  // [B] of the step at hand

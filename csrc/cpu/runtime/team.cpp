@@ -112,6 +112,7 @@ void spin_until(Condition condition) {
 struct Registration {
   void (*task)(void*, Worker&);
   void* context;
+  bool waits;
   int expected;
   std::atomic<int64_t> indices{0};
   std::atomic<uint64_t> arrived{0};  // a bit for the first index of each thread, and kClosed
@@ -123,6 +124,14 @@ struct Registration {
   static constexpr uint64_t kClosed = uint64_t{1} << kMaxWorkers;
 
   void enter(int64_t begin, int64_t end) {
+    if (!waits) {
+      for (int64_t i = begin; i < end; ++i) {
+        Worker worker(counts, static_cast<int>(i), expected);
+        task(context, worker);
+      }
+      if (begin == 0) done = now();
+      return;
+    }
     const uint64_t mine = uint64_t{1} << begin;
     const uint64_t before = arrived.fetch_or(mine);
     if (before & kClosed) return;
@@ -144,22 +153,6 @@ struct Registration {
   }
 };
 
-// Runs a task, part(begin, end, its Registration), on `threads` threads of torch's pool or alone.
-void run_on_pool(int threads, void (*task)(void*, Worker&), void* context,
-                 void (*part)(int64_t, int64_t, void*)) {
-  if (threads == 1 || !contention.allows_team()) {
-    Count counts[2];
-    Worker alone(counts, 0, 1);
-    return task(context, alone);
-  }
-  Registration call{.task = task, .context = context, .expected = threads, .called = now()};
-  // A task does not throw: what it could refuse is checked before.
-  if (torch_parallel_for(0, threads, 1, part, &call) != AOTI_TORCH_SUCCESS)
-    throw std::runtime_error("rnnext: torch's thread pool failed");
-  if (call.done == 0) call.done = call.called;  // too late for the team
-  contention.update(threads, call.done - call.called, now() - call.done);
-}
-
 }  // namespace
 
 void Count::spin_for(int64_t n) const {
@@ -172,21 +165,22 @@ int max_threads() {
   return std::clamp(static_cast<int>(n), 1, kMaxWorkers);
 }
 
-void run_team(int threads, void (*task)(void*, Worker&), void* context) {
-  run_on_pool(threads, task, context, [](int64_t begin, int64_t end, void* to) {
+void run_team(int threads, bool waits, void (*task)(void*, Worker&), void* context) {
+  if (threads == 1 || !contention.allows_team()) {
+    Count counts[2];
+    Worker alone(counts, 0, 1);
+    return task(context, alone);
+  }
+  const auto enter = [](int64_t begin, int64_t end, void* to) {
     static_cast<Registration*>(to)->enter(begin, end);
-  });
-}
-
-void run_shares(int threads, void (*task)(void*, Worker&), void* context) {
-  run_on_pool(threads, task, context, [](int64_t begin, int64_t end, void* to) {
-    auto& call = *static_cast<Registration*>(to);
-    for (int64_t i = begin; i < end; ++i) {
-      Worker worker(call.counts, static_cast<int>(i), call.expected);
-      call.task(call.context, worker);
-    }
-    if (begin == 0) call.done = now();
-  });
+  };
+  Registration call{
+      .task = task, .context = context, .waits = waits, .expected = threads, .called = now()};
+  // A task does not throw: what it could refuse is checked before.
+  if (torch_parallel_for(0, threads, 1, enter, &call) != AOTI_TORCH_SUCCESS)
+    throw std::runtime_error("rnnext: torch's thread pool failed");
+  if (call.done == 0) call.done = call.called;  // too late for the team
+  contention.update(threads, call.done - call.called, now() - call.done);
 }
 
 }  // namespace rnnext

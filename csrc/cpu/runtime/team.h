@@ -48,21 +48,15 @@ class Worker {
 constexpr int kMaxWorkers = 63;  // Registration has a bit for each, and one for its end
 
 // Calls task(context, worker) on up to `threads` threads of torch's pool at once and returns when
-// all are done. Inside another parallel region it runs on the caller alone.
-void run_team(int threads, void (*task)(void*, Worker&), void* context);
+// all are done. Inside another parallel region it runs on the caller alone. `waits`: workers wait
+// for each other. If not, each share is run by any one thread, so none waits to learn who came.
+void run_team(int threads, bool waits, void (*task)(void*, Worker&), void* context);
 // The same for a callable.
 template <class Task>
-void run_team(int threads, Task task) {
-  run_team(threads, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); }, &task);
-}
-
-// The same where workers do not wait for each other: shares 0 to threads - 1 are each some
-// thread's, and nobody has to know first who has come.
-void run_shares(int threads, void (*task)(void*, Worker&), void* context);
-template <class Task>
-void run_shares(int threads, Task task) {
-  run_shares(
-      threads, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); }, &task);
+void run_team(int threads, Task task, bool waits = true) {
+  run_team(
+      threads, waits, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); },
+      &task);
 }
 
 int max_threads();

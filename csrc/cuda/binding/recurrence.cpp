@@ -26,7 +26,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   CudaCall call(a);
-  if (needs_loop(call.p.cell)) return recurrence_loop(a, save);
+  if (is_gated(call.p.cell)) return recurrence_loop(a, save);  // there is no kernel
   const RecurrenceSizes& s = call.s;
   DeviceCall& p = call.p;
   const Tensor output = call.empty(s.output_shape());
@@ -166,7 +166,7 @@ RecurrenceGradients recurrence_backward(const BackwardInputs& r, const Recurrenc
                                         const Wanted& wanted) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
-  if (needs_loop(parse_cell(a.cell))) return backward_loop_as_kernel(r, a, wanted);
+  if (is_gated(parse_cell(a.cell))) return backward_loop_as_kernel(r, a, wanted);
   return CudaBackwardCall(r, a, wanted).gradients();
 }
 
