@@ -4,11 +4,10 @@ import os
 import sys
 import time
 
-import pytest
 import torch
 
 from benchmarks.names import OURS, TORCH
-from helpers.common import ROOT, run_python
+from helpers.common import ROOT, assert_refused, run_python
 from tools.cuda_check import __main__ as check
 from tools.cuda_check import records, report, work
 from tools.cuda_check.isolate import isolated
@@ -32,8 +31,7 @@ def test_a_test_that_dies_leaves_the_others(tmp_path):
 
 def test_a_path_that_gives_nan_does_not_pass(monkeypatch):
     monkeypatch.setattr(work, "small", lambda *_: lambda: [torch.tensor(torch.nan)] * 6)
-    with pytest.raises(ValueError, match="off by nan"):
-        work.agree("step", "float32")
+    assert_refused(work.agree, ValueError, "off by nan", "step", "float32")
 
 
 def stage(name, text, **options):
