@@ -244,8 +244,8 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
   TORCH_CHECK_VALUE(D == 1 || D == 2, "directions must be 1 or 2, got ", D);
   TORCH_CHECK_VALUE(I >= 0, "I must not be negative, got ", I);
   TORCH_CHECK_VALUE(I <= INT32_MAX, "I must be less than 2^31, got ", I);
-  TORCH_CHECK_VALUE(double(T) * B * D * (I + H) * H < 0x1p60,
-                    "T * B * D * (I + H) * H must be less than 2^60");
+  const double work = static_cast<double>(T) * B * D * (I + H) * H;
+  TORCH_CHECK_VALUE(work < 0x1p60, "T * B * D * (I + H) * H must be less than 2^60, got ", work);
   TORCH_CHECK_VALUE(lengths.empty() || static_cast<int64_t>(lengths.size()) == B,
                     "lengths must hold B = ", B, " numbers, got ", lengths.size());
   for (const int64_t length : lengths)

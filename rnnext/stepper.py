@@ -343,7 +343,7 @@ def _packed(module: _Module, rnn: Any, batch_size: int) -> _C.Stepper:
         table = _table_of(module.embedding)
         weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]
         # Multiplies W_ih ahead where that keeps the bits of the sum and saves time.
-        fits = table.dtype == weight_hh.dtype and table.shape[1] == weight_ih.shape[1]  # or refused
+        fits = table.dtype == weight_hh.dtype and table.shape[1:] == weight_ih.shape[1:]
         if fits and table.element_size() >= 4 and len(table) <= _PROJECTED_ROWS:
             gates = len(weight_hh) // weight_hh.shape[1]
             left: list[Any] = [None, None]

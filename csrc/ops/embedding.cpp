@@ -129,7 +129,7 @@ Tensor mapped_embedding(const Tensor& weight, const Tensor& indices, int64_t pad
       call_op<EmbeddingOp>(tables.flatten(0, 1), shifted(each, calls, 0, tables.sym_size(1)),
                            /*padding_idx=*/-1, scale_grad_by_freq, /*sparse=*/false);
   if (padding_idx >= 0) {
-    // Has tangents but no gradient, as the padding row of a table of one row, which it is here.
+    // Taken as a table's only row, its padding row, the result keeps tangents and has no gradient.
     const Tensor padding = call_op<EmbeddingOp>(result.flatten().unsqueeze(0),
                                                 at::zeros({1}, each.options()), 0, false, false);
     result = at::where(each.eq(padding_idx).unsqueeze(-1), padding.view_as(result), result);

@@ -300,7 +300,7 @@ def test_a_machine_with_tiles_is_planned_for_them(capsys):
         ({"T": 0}, "T must be positive, got 0"),
         ({"I": -1}, "I must not be negative, got -1"),
         ({"H": 2**60}, "H must be less than 2.31, got 1152921504606846976"),
-        ({"T": 2**31 - 1, "B": 2**31 - 1}, "T . B . D . .I . H. . H must be less than 2.60"),
+        ({"T": 2**31 - 1, "B": 2**31 - 1}, "T . B . D . .I . H. . H must be less than 2.60, got"),
         ({"lengths": [1]}, "lengths must hold B = 2 numbers, got 1"),
         ({"lengths": [1, 11]}, "lengths must be in 0..10, got 11"),
         ({"machine": "z80"}, "machine must be one of zen4, zen5, xeon-amx, got z80"),

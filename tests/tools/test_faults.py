@@ -1,4 +1,4 @@
-"""The list of planted faults follows the sources: each of its excerpts occurs once."""
+"""The list of planted faults follows the sources: each excerpt occurs once, and Python compiles."""
 
 from tools.faults.__main__ import HERE, ROOT, planted, read
 
