@@ -18,11 +18,10 @@ def slow_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """A module's ``_slow_forward``, which stands in for ``forward`` while torch.jit traces."""
     if torch.onnx.is_in_onnx_export():
         raise _cannot(
-            "the legacy ONNX exporter (dynamo=False) cannot export",
-            module,
+            "the legacy ONNX exporter (dynamo=False) cannot export", module,
             "torch.onnx.export(..., dynamo=True, "
             "custom_translation_table=rnnext.onnx.translation_table())",
-        )
+        )  # fmt: skip
     return nn.Module._slow_forward(module, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 

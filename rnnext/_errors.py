@@ -84,6 +84,7 @@ def raise_of_layers(
     layers: int,
     D: int,
     batch_first: bool,
+    hidden_size: int | None = None,  # of a module
 ) -> None:
     """Raise torch.nn's error for these arguments of the op, or return if it has none for them."""
     dims, module = data.dim(), _NAMES.get(cell, "RNN")
@@ -101,7 +102,7 @@ def raise_of_layers(
     if len(weights) < 2 or any(not isinstance(w, Tensor) or w.dim() != 2 for w in weights[:2]):
         return
     refuse_devices(weights[0], input=data, **by_name("hx", hx))
-    dtype = weights[0].dtype
+    dtype, H = weights[0].dtype, hidden_size or weights[1].size(-1)
     if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({data.dtype}) does not match weight dtype ({dtype}). "
@@ -123,11 +124,11 @@ def raise_of_layers(
             got.insert(1, 1)
         else:
             batch = data.size(0 if batch_first else 1)
-        expected = (layers * D, batch, weights[1].size(-1))
+        expected = (layers * D, batch, H)
         if got != list(expected):
             raise RuntimeError(f"Expected {name} size {expected}, got {got}") from None
-    each, (rows, H) = len(weights) // (layers * D or 1), weights[1].shape
-    fits = rows == H * {"gru": 3, "lstm": 4}.get(cell, 1)  # else the op names this weight
+    each, rows = len(weights) // (layers * D or 1), H * {"gru": 3, "lstm": 4}.get(cell, 1)
+    fits = hidden_size or rows == weights[1].size(0)  # else the op names this weight
     if not fits or each not in (2, 4) or len(weights) != each * layers * D:
         return
     for place, weight in enumerate(weights):

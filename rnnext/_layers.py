@@ -169,7 +169,8 @@ def run(
         given = _errors.by_name("hx", states) | _errors.by_name("reset_state", starts)
         _errors.refuse_others({"input": data, **given}, reset=reset)
         if table is None:
-            sizes = of["num_layers"], 2 if of["bidirectional"] else 1, of["batch_first"]
+            D = 2 if of["bidirectional"] else 1
+            sizes = of["num_layers"], D, of["batch_first"], of.get("hidden_size")
             _errors.raise_of_layers(cell, data, states, weights, batch_sizes, *sizes)
         for place, weight in enumerate(weights):
             if not isinstance(weight, Tensor):

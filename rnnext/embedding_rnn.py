@@ -143,7 +143,8 @@ class EmbeddingRNN(nn.Module):
                 reset, reset_state, rnn._cell, nonlinearity_of(rnn), table=rows,
             )  # fmt: skip
         except IndexError:
-            self.embedding(data)  # names the token's place in the layout that was given
+            if data.is_cpu:  # (A GPU's is of an earlier call.)
+                self.embedding(data)  # names the token's place in the layout that was given
             raise
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything

@@ -499,8 +499,8 @@ def embedding(
 
     Raises:
         AssertionError: ``padding_idx`` is outside -V..V-1.
-        IndexError: an index is outside 0..V-1; the message names it and its position. ``weight`` is
-            then unchanged.
+        IndexError: an index is outside 0..V-1; the message names it and its position. On the
+            CPU ``weight`` is then unchanged.
         TypeError: ``input`` or ``weight`` is not a tensor, or ``max_norm`` no number.
         RuntimeError: indices that are not int32 or int64, ``weight`` not 2-D, or mixed devices.
 
@@ -519,10 +519,12 @@ def embedding(
         if input.is_nested and max_norm is None:
             return torch.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
         if max_norm is not None:
-            table = weight.detach()
+            table, known = weight.detach(), input.contiguous()
+            if not table.is_cpu:  # torch would write at a bad index, which is only found later
+                torch.embedding_renorm_(table, known.clamp(0, len(table) - 1), max_norm, norm_type)
             # Raises on a bad index before any row is written.
-            if _may_exceed(gather(table, input, -1, False, False), max_norm, norm_type):
-                torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
+            elif _may_exceed(gather(table, input, -1, False, False), max_norm, norm_type):
+                torch.embedding_renorm_(table, known, max_norm, norm_type)
         return gather(weight, input, padding_idx, scale_grad_by_freq, sparse)
     except (AttributeError, RuntimeError, TypeError):
         for place, (name, value) in enumerate({"weight": weight, "indices": input}.items(), 1):
@@ -536,13 +538,9 @@ def embedding(
 
 
 def _may_exceed(rows: Tensor, max_norm: float, norm_type: float) -> bool:
-    """Whether a row may have to be scaled down. (torch counts the call as a write in any case.)
-
-    Only on the CPU does looking cost less than scaling.
-    """
+    """Whether a row may have to be scaled down. (torch counts the call as a write in any case.)"""
     recorded = is_compiling() or torch._C._get_tracing_state() is not None
-    transformed = torch._C._are_functorch_transforms_active()
-    if recorded or transformed or type(rows) is not Tensor or not rows.is_cpu:
+    if recorded or torch._C._are_functorch_transforms_active() or type(rows) is not Tensor:
         return True
     norms: Tensor = torch.linalg.vector_norm(rows, norm_type, -1)
     return bool((norms > max_norm).any())

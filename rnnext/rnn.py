@@ -36,7 +36,7 @@ def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
     """What :func:`_layers.run` reads of an RNN, wherever the module keeps it."""
-    return {name: getattr(module, name) for name in _layers.Stack.__annotations__}
+    return {n: getattr(module, n) for n in (*_layers.Stack.__annotations__, "hidden_size")}
 
 
 def drop_flat_weights(module: Any) -> None:

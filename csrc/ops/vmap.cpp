@@ -87,7 +87,9 @@ Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,
   std::vector<c10::SymInt> shape(indices.dim(), 1);
   shape[place] = calls;
   const Tensor first = at::arange(calls, indices.options().dtype(at::kLong)).mul(rows);
-  return indices.to(at::kLong) + first.view_symint(shape);
+  const Tensor found = indices.to(at::kLong) + first.view_symint(shape);
+  if (indices.is_cpu()) return found;  // elsewhere the check above may raise later
+  return at::where(indices.ge(0).logical_and(indices.lt(rows)), found, -1);
 }
 
 namespace {

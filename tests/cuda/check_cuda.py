@@ -31,16 +31,16 @@ def test_second_derivatives(cell):
 @pytest.mark.parametrize(("kind", "lengths"), [("RNN", [5, 2]), ("GRU", None), ("LSTM", None)])
 def test_gradients_in_eval_mode(kind, lengths):
     """Also of states that are not contiguous, and beside padding of NaN."""
-    x, h, found = torch.randn(5, 2, 3), torch.randn(1, 1, 4), []
+    x, h, found = torch.randn(5, 2, 3).double(), torch.randn(1, 1, 4).double(), []
     x[2:, 1] = torch.nan if lengths else 0
-    layer = getattr(rnnext, kind)(3, 4).eval()
+    layer = getattr(rnnext, kind)(3, 4).double().eval()  # cuDNN's float32 may be TF32
     for device in ("cpu", DEVICE):
         layer, hx = layer.to(device), h.to(device).expand(1, 2, 4)
         output, _ = layer(x.to(device), (hx, hx) if kind == "LSTM" else hx, lengths=lengths)
         found.append([g.cpu() for g in torch.autograd.grad(output.sum(), [*layer.parameters()])])
     assert_close(*found)
     with pytest.raises(ValueError, match="reset_state needs a reset"):
-        rnnext.GRU(3, 4, device=DEVICE)(x.to(DEVICE), reset_state=hx[0])
+        rnnext.GRU(3, 4, device=DEVICE)(x.float().to(DEVICE), reset_state=hx.float())
 
 
 def test_autocast_runs_in_the_narrow_type():
@@ -51,9 +51,9 @@ def test_autocast_runs_in_the_narrow_type():
 
 def model(name):
     """A call of this model, and what its gradients are of; the index is the input."""
-    table, options = rnnext.Embedding(100, 16, device=DEVICE), {}
-    if name == "tokens":
-        rnn = rnnext.EmbeddingRNN(100, 16, 64, device=DEVICE)
+    table, options = rnnext.Embedding(16, 16, device=DEVICE), {}
+    if name == "tokens":  # three times as many as rows: W_ih's products are a table
+        rnn = rnnext.EmbeddingRNN(16, 16, 64, device=DEVICE)
         return (lambda index: rnn(index)[0]), [*rnn.parameters()]
     if name == "leak and reset":
         rnn = rnnext.LeakyRNN(16, 64, alpha=0.3, learn_alpha=True, form="voltage", device=DEVICE)
@@ -71,7 +71,7 @@ def model(name):
 def test_a_graph_replays_forward_and_backward(monkeypatch, path, name):
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     call, parameters = model(name)
-    indices = torch.randint(0, 100, (12, 4), device=DEVICE)
+    indices = torch.randint(16, (12, 4), device=DEVICE)
 
     def step():
         output = call(indices)
@@ -79,14 +79,15 @@ def test_a_graph_replays_forward_and_backward(monkeypatch, path, name):
 
     captured = Captured(step)
     for _ in range(3):
-        indices.copy_(torch.randint(0, 100, (12, 4), device=DEVICE))
+        indices.copy_(torch.randint(16, (12, 4), device=DEVICE))
         captured.replay()
         assert same(captured.results, step())
 
 
 @gpu
 def test_an_index_error_of_the_last_call_is_found_when_asked_for():
-    weight, indices = torch.randn(10, 4, device=DEVICE), torch.tensor([3, 1, 2], device=DEVICE)
+    weight, rows = torch.randn(10, 4, device=DEVICE), torch.ones(30, 4, device=DEVICE)
+    indices = torch.tensor([3, 1, 2], device=DEVICE)
     rnnext.functional.embedding(indices, weight)
     rnnext.functional.check_indices()
     graph = torch.cuda.CUDAGraph()
@@ -98,6 +99,10 @@ def test_an_index_error_of_the_last_call_is_found_when_asked_for():
         with pytest.raises(IndexError, match=rf"\[1\] = {bad}, expected 0 <= index < 10"):
             rnnext.functional.check_indices(DEVICE)
         rnnext.functional.check_indices(DEVICE)  # once
+        rnnext.functional.embedding(indices, rows[10:20], max_norm=0.5)
+        with pytest.raises(IndexError):
+            rnnext.functional.check_indices()
+    assert bool((rows[:10] == 1).all() and (rows[20:] == 1).all())
 
 
 def results(layer, x):
@@ -142,7 +147,7 @@ def test_calls_follow_the_current_stream():
 def test_two_devices_at_once(monkeypatch, path):
     # Neither is the current device of the other's thread or calls.
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    layer, tokens = rnnext.EmbeddingRNN(100, 8, 64), torch.randint(100, (30, 5))
+    layer, tokens = rnnext.EmbeddingRNN(50, 8, 64), torch.randint(50, (30, 5))
     pairs = [(copy.deepcopy(layer).to(f"cuda:{i}"), tokens.to(f"cuda:{i}")) for i in range(2)]
     found = [[results(*pair) for pair in pairs] for _ in range(10)]
     for on_first, on_second in found:

@@ -166,7 +166,9 @@ extern "C" int run_kernels(int64_t H, const char* only) {
         const bool backward = number & 2, any = number & 1;
         if (begins(path + ", " + kComputes[compute] + (backward ? ", backward" : ", forward") +
                    (any ? ", any" : ""))) {
-          recurrence(device, path.c_str(), Compute(compute), backward, any, H);
+          // (A block of an RTX 4090 holds float64 up to 130 units.)
+          recurrence(device, path.c_str(), Compute(compute), backward, any,
+                     Compute(compute) == Compute::f64 ? std::min<int64_t>(H, 130) : H);
         }
       }
     }

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from cuda_ptx.choice import DEVICES, PATHS, choose
 from cuda_ptx.ops import check_call, forced, recurrence, recurrence_backward, run
 from helpers import samples
-from helpers.common import assert_close, case_id, same
+from helpers.common import assert_close, assert_refused, case_id, same
 from helpers.device import TF32, tf32_by
 
 
@@ -78,8 +78,7 @@ def test_too_few_resident_blocks_take_the_step_path(small, monkeypatch):
     check_call(arguments)
     for path in ("cluster", "grid"):
         monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-        with pytest.raises(RuntimeError, match="does not fit the device at once"):
-            arguments.call(recurrence)
+        assert_refused(arguments.call, RuntimeError, "does not fit the device at once", recurrence)
 
 
 def test_a_path_that_cannot_run_is_a_value_error(monkeypatch):
@@ -107,8 +106,7 @@ def test_only_the_rows_that_occur_are_copied_of_a_table(rows, monkeypatch):
 def test_an_index_into_an_empty_table():
     arguments = samples.make(source="table")
     arguments = replace(arguments, input=arguments.input[:0])
-    with pytest.raises(IndexError, match="the table has no rows"):
-        arguments.call(recurrence)
+    assert_refused(arguments.call, IndexError, "the table has no rows", recurrence)
 
 
 def test_noise_is_refused():

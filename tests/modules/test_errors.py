@@ -181,6 +181,8 @@ TWO = rnnext.RNN(3, 4, 2)
 LSTM, LSTM_CELL, GRU = rnnext.LSTM(3, 4), rnnext.LSTMCell(3, 4), rnnext.GRU(3, 4)
 NOISY = rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=1)
 VOLTAGE = rnnext.LeakyRNN(3, 4, alpha=0.5, form="voltage")
+WRONG = rnnext.GRU(3, 4)
+WRONG.weight_hh_l0 = nn.Parameter(zeros(15, 5))
 TOKEN_RNN, OF_FEW = rnnext.EmbeddingRNN(7, 3, 4), rnnext.EmbeddingRNN(1, 3, 4)
 CELL, EMBEDDING = rnnext.RNNCell(3, 4), rnnext.Embedding(7, 3)
 WEIGHTS = W_IH, W_HH, B, _ = (CELL.weight_ih, CELL.weight_hh, CELL.bias_ih, CELL.bias_hh)
@@ -267,6 +269,7 @@ REFUSED = [  # In the caller's shapes.
     (lambda: LSTM(X, reset=BOOLS, reset_state=(zeros(1, 4), zeros(2, 4))), ValueError,
      "reset_state[1] must have shape [1, 4] or [1, 2, 4], got [2, 4]"),
     (lambda: functional.gru(X, None, WEIGHTS), RuntimeError, "weight_hh must have shape [12, 4]"),
+    (lambda: WRONG(X), RuntimeError, "weight_hh_l0 must have shape [12, 4], got [15, 5]"),
     (lambda: functional.lstm(X, None, list(GRU.parameters())), RuntimeError,
      "weight_hh must have shape [16, 4], got [12, 4]"),
     (lambda: rnnext.LSTM(3, 4, proj_size=2), NotImplementedError, "proj_size must be 0, got 2"),

@@ -81,8 +81,9 @@ def test_without_a_gpu_the_check_says_so_and_fails(tmp_path, capsys, monkeypatch
     assert "no GPU" in capsys.readouterr().out
 
 
-def test_a_rehearsal_runs_every_case(tmp_path):
-    names = ["preflight", "smoke", "paths", "stress"]  # others need nvcc, or run all tests
+def test_a_rehearsal_runs_every_case(tmp_path, monkeypatch):
+    names = ["preflight", "smoke", "tests", "paths", "stress"]  # others need nvcc
+    monkeypatch.setattr(check, "TESTS", check.TESTS[2:])  # tests/cuda_ptx has the others
     assert check.main(["--dry-run", "--out", str(tmp_path), "--only", *names]) == 0
     for name in ("smoke", "paths", "stress"):
         found = records.read(tmp_path, name)

@@ -104,6 +104,8 @@ def bench() -> Cases:
 
 
 def beside_torch(case: Case) -> dict[str, Any]:
+    theirs: Any = torch.backends.cudnn.rnn
+    theirs.fp32_precision = "ieee"  # as rnnext's products; by default TF32
     data = Data(case)
     ready = {r.name: r.prepare(case, data, 1) for r in (rivals.ours(), rivals.theirs())}
     compare(case, ready[TORCH].result(), ready[OURS].result())

@@ -67,7 +67,6 @@ CudaCall::CudaCall(const RecurrenceArguments& a) {
   TORCH_CHECK_NOT_IMPLEMENTED(a.noise.empty(),
                               "noise of the recurrence op is drawn on the CPU alone: on a GPU add "
                               "it to precomputed input, as LeakyRNN does");
-  p.I = 0;  // the product with W_ih is a GEMM before the kernel
   p.source_step = s.H;
   p.paired = s.H % 2 == 0;
   compute = compute_of(dtype);
