@@ -94,8 +94,7 @@ def circle() -> list[Path]:
     """Folders that include each other in a circle, if there are some."""
     folders = graphlib.TopologicalSorter[Path]()
     for source in (path for path in CSRC.rglob("*") if path.is_file()):
-        others = {each.parent for each in included(source)} - {source.parent}
-        folders.add(source.parent, *others)
+        folders.add(source.parent, *{each.parent for each in included(source)} - {source.parent})
     try:
         folders.prepare()
     except graphlib.CycleError as error:
