@@ -23,7 +23,7 @@ def kind_of(name: str, value: object) -> str:
     kind = type(value)
     if kind.__module__ == "numpy":
         return f"{kind.__name__}: give torch.from_numpy({name})"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and value and value[0] is not None:
         if any(isinstance(each, Tensor) for each in value):
             return f"a {kind.__name__} of tensors"
         return f"{kind.__name__}: give torch.tensor({name})"

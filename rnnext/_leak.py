@@ -29,6 +29,7 @@ class Leak(nn.Module):
     nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
     form: str = _word("form", _C.forms())
     noise_scale: str = _word("noise_scale", list(NOISE_SCALES))
+    learn_alpha = property(lambda self: self.__dict__["learn_alpha"])
     hidden_size: int
     num_layers: int
     bidirectional: bool
@@ -53,7 +54,7 @@ class Leak(nn.Module):
         generator: torch.Generator | None,
     ) -> None:
         """The second part of the constructors, which needs the weights."""
-        self.nonlinearity, self.form, self.learn_alpha = nonlinearity, form, learn_alpha
+        self.nonlinearity, self.form, self.__dict__["learn_alpha"] = nonlinearity, form, learn_alpha
         self.noise_std, self.noise_scale, self.noise_in_eval = noise_std, noise_scale, noise_in_eval
         self.generator = generator
         if not learn_alpha:
@@ -128,7 +129,8 @@ class Leak(nn.Module):
         stored = given.to(dtype, copy=True)
         value, used = (each if step is None else step / each for each in (given, stored))
         if not bool(((used > 0) & (value <= 1)).all()):
-            raise ValueError(f"{name} must be in (0, 1], got {_range(value)}, as {dtype}")
+            found = torch.where(stored.isinf(), used, value)
+            raise ValueError(f"{name} must be in (0, 1], got {_range(found)}, as {dtype}")
         return step, stored
 
     @property
@@ -168,8 +170,9 @@ class Leak(nn.Module):
             alphas = [logit.double().sigmoid() * (dt / self._step) for logit in logits]
             if any(bool((alpha >= 1).any()) for alpha in alphas):
                 raise ValueError(f"dt must be less than the learned tau, got {value}")
-            for logit, alpha in zip(logits, alphas, strict=True):
-                logit.copy_(alpha.logit())
+            for k, name in enumerate(names):
+                self._write(name, alphas[k].logit())
+                self._first[name].copy_(alphas[len(names) + k].logit())
         self._step = dt
         self._keep_dt()
 
@@ -186,6 +189,10 @@ class Leak(nn.Module):
         if self._step is None:
             raise AttributeError("tau must be given with dt, in the place of alpha, to be set")
         self._set_leak(None, self._step, value)
+
+    def _write(self, name: str, value: Tensor) -> None:
+        own, parts = getattr(self, name), getattr(self, "parametrizations", {})
+        (parts[name].right_inverse if name in parts else own.copy_)(value.to(own))
 
     def _refuse_learned(self, name: str) -> None:
         if self.learn_alpha:
@@ -216,7 +223,7 @@ class Leak(nn.Module):
             _errors.refuse_shape("noise_std", value, (), (self.hidden_size,))
             if value.requires_grad:
                 raise ValueError("noise_std must not require a gradient: none reaches it")
-        fits = (value >= 0) & (value < math.inf)
+        fits = (value >= 0) & (value <= torch.finfo(self._weight.dtype).max)
         if not (fits.all() if isinstance(fits, Tensor) else fits):
             raise ValueError(f"noise_std must be finite and not negative, got {value}")
         self.__dict__.pop("_noise_std", None)
@@ -261,7 +268,7 @@ class Leak(nn.Module):
                     from torch.distributed.tensor import distribute_tensor
 
                     value = distribute_tensor(value, own.device_mesh, own.placements)
-                own.copy_(value)
+                self._write(name, value)
 
     def alphas(self) -> list[Tensor]:
         """The leak of each layer and, within it, direction: ``[H]`` each."""

@@ -23,8 +23,7 @@ class Embedding(nn.Embedding):
         padding_idx: the row, in -V..V-1, that starts as zeros and gets no gradient. Default: none.
         max_norm: rows looked up with a greater norm are scaled down to it in place. Default: none.
         norm_type: the p of that p-norm. Default: 2.
-        scale_grad_by_freq: whether the gradient of a row is divided by how often the input has it.
-            Default: ``False``.
+        scale_grad_by_freq: divide a row's gradient by its count in the input. Default: ``False``.
         sparse: whether the gradient of ``weight`` is a sparse tensor. Default: ``False``.
         device, dtype: as :class:`rnnext.RNN`'s.
 

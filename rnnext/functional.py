@@ -396,7 +396,7 @@ def _of_units(
         return value.to(weight_hh).expand(H)
     if not fits(value):
         raise ValueError(f"{name} must be {must}, got {value}")
-    return weight_hh.new_full((H,), value)
+    return weight_hh.new_full((H,), float(value), dtype=torch.float64).to(weight_hh.dtype)
 
 
 def scaled_noise(std: float | Tensor, alpha: Tensor, scale: str | None = None) -> Tensor:
@@ -489,8 +489,7 @@ def embedding(
         max_norm: the rows looked up whose norm exceeds this are scaled down to it, in place in
             ``weight``, before they are read. Default: none.
         norm_type: the p of that p-norm. Default: 2.
-        scale_grad_by_freq: whether the gradient of a row is divided by how often ``input`` has it.
-            Default: ``False``.
+        scale_grad_by_freq: divide a row's gradient by its count in ``input``. Default: ``False``.
         sparse: whether the gradient of ``weight`` is a sparse tensor; it is coalesced, with sorted
             rows. Default: ``False``.
 

@@ -20,8 +20,7 @@ class LeakyRNN(Leak, nn.RNNBase):
     Each layer computes, with ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh + noise`` and a = alpha:
 
     - ``form="rate"``: ``h_t = (1 - a) h_{t-1} + a f(p_t)``, output ``o_t = h_t``;
-    - ``form="voltage"``: ``v_t = (1 - a) v_{t-1} + a p_t``, output ``o_t = f(v_t)``; hx and h_n are
-      v;
+    - ``form="voltage"``: ``v_t = (1 - a) v_{t-1} + a p_t``, output ``o_t = f(v_t)``; states are v;
     - ``form="blend"``: ``h_t = f((1 - a) h_{t-1} + a p_t)``, output ``o_t = h_t``.
 
     Where alpha is 1, there is no noise and states are finite, the first and the last are
@@ -53,13 +52,11 @@ class LeakyRNN(Leak, nn.RNNBase):
     Attributes:
         weight_ih_l[k]: as :class:`rnnext.RNN`'s, and so weight_hh_l[k], bias_ih_l[k], bias_hh_l[k].
         alpha: the leak, ``[]``, ``[H]`` or, of a list, ``[L, 1]`` or ``[L, H]``; where it is
-            learned, that of each layer and direction, ``[L * D, H]``. It can be set where it was
-            given and is not learned.
+            learned, that of each layer and direction, ``[L * D, H]``. Settable if given and fixed.
         dt: a float; None where alpha was given, else it can be set: tau stays, and alpha changes.
         tau: ``dt / alpha``, or None; it can be set where it was given and is not learned.
         logit_alpha_l[k]: ``[]`` or ``[H]``, where it is; ``_reverse`` of the second direction.
-        nonlinearity, form, noise_std, noise_scale, noise_in_eval, generator: as given; they can be
-            set.
+        nonlinearity, form, noise_std, noise_scale, noise_in_eval, generator: as given; can be set.
 
     The state dict holds weights and biases, and of the leak ``_alpha``, or ``_tau`` and ``_dt``, or
     logits and ``_dt``; form and noise are not in it. A module keeps its own dt when it loads tau,
@@ -134,9 +131,8 @@ class LeakyRNN(Leak, nn.RNNBase):
             node = _deploy.leaf(self, input, hx=hx, **options)
             if node is not None:
                 return node
-        alphas, noise = self.alphas(), []
-        if self.training or self.noise_in_eval:
-            noise = self._noise_stds(alphas)
+        alphas = self.alphas()
+        noise = self._noise_stds(alphas) if self.training or self.noise_in_eval else []
         return _layers.run(
             attributes_of(self), weights_of(self, self._flat_weights_names), input, hx, lengths,
             reset, reset_state, self.form, self.nonlinearity, alphas, noise,
@@ -183,9 +179,8 @@ class LeakyRNN(Leak, nn.RNNBase):
             own |= {"noise_std": stds[0], "noise_scale": "none", "noise_key": keys[0]}
             numbers = ops.noise(keys, x.shape[0], x.shape[1], 1, self.hidden_size)
             noise = stds[0] * numbers[0].to(stds[0])
-        weight_ih, weight_hh, *biases = weights_of(self, self._flat_weights_names)
+        weight_ih, weight_hh, *biases = weights = weights_of(self, self._flat_weights_names)
         start = weight_hh.new_zeros(x.shape[-2], len(weight_hh)) if hx is None else hx.squeeze(0)
-        weights = (weight_ih, weight_hh, *biases)
         output, h_n = recurrence(x, start, *weights, alpha=alpha, form=self.form, **own)
         zeros = torch.zeros_like(weight_hh)
         first, _ = recurrence(start[None], None, None, zeros, nonlinearity=self.nonlinearity)
@@ -247,7 +242,7 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Compute the next state, or raise what :meth:`rnnext.RNNCell.forward` does.
 
-        With ``form="voltage"`` states are v, and the output is f(v).
+        With ``form="voltage"`` states are v: f(v) is the caller's to compute.
         """
         if type(input) is not Tensor:
             node: Tensor | None = _deploy.leaf(self, input, hx=hx)

@@ -203,8 +203,7 @@ class RNN(Layers[Tensor]):
         bias: whether there are b_ih and b_hh. Default: ``True``.
         batch_first: whether input and output are ``[B, T, features]`` instead of
             ``[T, B, features]``; hx and h_n are not affected. Default: ``False``.
-        dropout: probability of zeroing an output of each layer but the last while training.
-            Default: 0.
+        dropout: probability that training zeroes an output of each layer but the last. Default: 0.
         bidirectional: whether each layer also reads its input from the end; D is then 2, and the
             outputs of both directions stand side by side. Default: ``False``.
         device: where the parameters are made. Default: torch's default device.

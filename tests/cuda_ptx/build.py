@@ -19,8 +19,7 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-CUDA = CSRC / "cuda"
-CACHE = ROOT / "build" / "cuda_ptx"
+CUDA, CACHE = CSRC / "cuda", ROOT / "build" / "cuda_ptx"
 ARCH = "90"
 CXX = os.environ.get("CXX", "g++")
 

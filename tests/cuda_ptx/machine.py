@@ -115,8 +115,7 @@ class Machine(warp.Warps):
         unit_of, self.block, thread = deal(rng, count, threads).T.copy()
         self.size = len(thread)
         self.number = np.arange(self.size)
-        self.warp = self.block * warps_a_block + thread // 32
-        self.in_warp = thread % 32
+        self.warp, self.in_warp = self.block * warps_a_block + thread // 32, thread % 32
         self.alive = np.ones(self.size, bool)
         self.cluster = self.block // self.cluster_size
         self.special = {"%clock64": np.zeros(self.size, np.uint64)}

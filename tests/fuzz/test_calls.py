@@ -36,8 +36,7 @@ def tell(module, case):
     LAST.write_text(program)
 
 
-one_of = st.sampled_from
-flags = st.booleans()
+one_of, flags = st.sampled_from, st.booleans()
 resets = one_of([None, "zeros", "shared", "each"])
 WIDTHS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 129, 200, 321]
 widths, or_none = one_of(WIDTHS), one_of([*WIDTHS, 0])
