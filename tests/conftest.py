@@ -37,13 +37,14 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
-    """Tests may choose an ISA, a number of threads and a precision; the next one starts afresh."""
+    """Tests may choose an ISA, threads, a precision and so on; the next one starts afresh."""
     isa, threads = rnnext._C.cpu_isa(), torch.get_num_threads()
     yield
     rnnext._C.set_cpu_isa(isa)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.fp32_precision = "none"  # as a process begins
+    torch._C._functorch._set_vmap_fallback_enabled(True)
 
 
 @pytest.fixture(params=ISAS)

@@ -296,6 +296,14 @@ RecurrenceGradients mapped_recurrence_backward(const BackwardInputs& r,
   return MappedCalls<Level>(level, a).backward(r, wanted);
 }
 
+// Each call has keys of its own, and NoiseOp takes keys of any shape.
+Tensor mapped_noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::SymInt H) {
+  const FuncTorch level({keys});
+  const auto [values, dim] = level.take(keys);
+  if (!dim) return call_op<NoiseOp>(values, T, B, D, H);
+  return level.give(call_op<NoiseOp>(values.movedim(*dim, 0), T, B, D, H), 0);
+}
+
 template <class Level>
 void implement_recurrence(torch::Library& m) {
   m.impl("recurrence", Recurrences::forward<mapped_recurrence<Level>>);
@@ -304,7 +312,10 @@ void implement_recurrence(torch::Library& m) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) { implement_recurrence<FuncTorch>(m); }
+TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) {
+  implement_recurrence<FuncTorch>(m);
+  m.impl("noise", mapped_noise);
+}
 TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement_recurrence<GradsBatched>(m); }
 
 }  // namespace rnnext

@@ -9,8 +9,7 @@ from cuda_ptx.choice import COMPUTES, DEVICES, PATHS, capacity_table, choose
 from helpers.device import cuda_paths
 
 THREADS, WARPS, REGISTER_BLOCKS = 512, 16, 8  # choice.h
-NAMES = list(PATHS)
-CARDS = ["A100", "H100", "RTX 4090", "T4"]
+NAMES, CARDS = list(PATHS), ["A100", "H100", "RTX 4090", "T4"]
 
 
 def path_of(card: str, *sizes: int, **options: object) -> str:

@@ -64,8 +64,7 @@ class Global:
         self.size = -(-arena.end // 16) * 16
         self.views = np.repeat(self.main[None, : self.size], blocks, 0)
         self.dirty = np.zeros((blocks, self.size), np.int32)  # 1 + the barriers before the store
-        self.writer = np.zeros((blocks, self.size), np.int32)
-        self.seen = np.zeros(blocks, np.int64)
+        self.writer, self.seen = np.zeros((blocks, self.size), np.int32), np.zeros(blocks, np.int64)
 
     def at(self, address, offset: int, size: int, needed: int, what: str):
         """Places in memory of accesses, checked; `needed`: the least access that they need."""

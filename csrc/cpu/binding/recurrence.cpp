@@ -55,7 +55,8 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "rnnext", [&] {
     for (int64_t j = 0; j < H; ++j) {
       const auto value = static_cast<double>(static_cast<const scalar_t*>(values)[j]);
-      TORCH_CHECK_VALUE(fits(value), name, " must be ", must, ", got ", value,
+      TORCH_CHECK_VALUE(fits(value), name, " must be ", must, ", got ",
+                        std::isnan(value) ? NAN : value,  // not "-nan", as a sigmoid's is
                         H > 1 ? c10::str(" at ", j) : "");
     }
   });
