@@ -8,21 +8,22 @@ from torch.fx import Proxy
 from torch.nn.utils import parametrize
 
 
-def refuse_script(module: nn.Module) -> NoReturn:
-    """A module's ``__prepare_scriptable__``, which torch.jit.script calls first."""
-    others = "torch.jit.trace, torch.export or torch.compile"
-    raise _cannot("torch.jit.script cannot compile", module, others)
+class Module(nn.Module):
+    """What rnnext's modules have in common."""
 
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script calls it first
+        others = "torch.jit.trace, torch.export or torch.compile"
+        raise _cannot("torch.jit.script cannot compile", self, others)
 
-def slow_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A module's ``_slow_forward``, which stands in for ``forward`` while torch.jit traces."""
-    if torch.onnx.is_in_onnx_export():
-        raise _cannot(
-            "the legacy ONNX exporter (dynamo=False) cannot export", module,
-            "torch.onnx.export(..., dynamo=True, "
-            "custom_translation_table=rnnext.onnx.translation_table())",
-        )  # fmt: skip
-    return nn.Module._slow_forward(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What stands in for ``forward`` while torch.jit traces."""
+        if torch.onnx.is_in_onnx_export():
+            raise _cannot(
+                "the legacy ONNX exporter (dynamo=False) cannot export", self,
+                "torch.onnx.export(..., dynamo=True, "
+                "custom_translation_table=rnnext.onnx.translation_table())",
+            )  # fmt: skip
+        return super()._slow_forward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def leaf(module: nn.Module, input: Any, **optional: Any) -> Any:

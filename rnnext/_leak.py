@@ -23,7 +23,7 @@ def _word(name: str, known: Sequence[str]) -> Any:
     return property(lambda self: self.__dict__[name], assign)
 
 
-class Leak(nn.Module):
+class Leak(_deploy.Module):
     """The base that LeakyRNN and LeakyRNNCell have beside nn.RNNBase and nn.RNNCellBase."""
 
     nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
@@ -37,8 +37,6 @@ class Leak(nn.Module):
     _step: float | None
     _noise_std: float | Tensor
     _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
 
     def _begin(
         self,

@@ -32,7 +32,7 @@ class _TakesLengths(nn.RNNBase):
     Past the end of a row steps are computed and thrown away.
     """
 
-    __prepare_scriptable__ = _deploy.refuse_script
+    __prepare_scriptable__ = _deploy.Module.__prepare_scriptable__
 
     def forward(self, input: Tensor, hx: Any = None, lengths: Lengths | None = None) -> Any:
         """As :meth:`rnnext.RNN.forward`."""

@@ -10,7 +10,7 @@ from rnnext import _deploy, functional
 __all__ = ["Embedding"]
 
 
-class Embedding(nn.Embedding):
+class Embedding(_deploy.Module, nn.Embedding):
     """Table of ``num_embeddings`` vectors, a drop-in for (and a kind of) torch.nn.Embedding.
 
     It differs in this: with ``sparse=True`` the gradient is coalesced, and may be scaled by
@@ -33,9 +33,6 @@ class Embedding(nn.Embedding):
     Raises:
         AssertionError: ``padding_idx`` is outside -V..V-1.
     """
-
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "Embedding":

@@ -18,7 +18,7 @@ from rnnext.rnn import attributes_of, nonlinearity_of, weights_of
 __all__ = ["EmbeddingRNN"]
 
 
-class EmbeddingRNN(nn.Module):
+class EmbeddingRNN(_deploy.Module):
     """An embedding and an RNN, GRU or LSTM over it: ``rnn(embedding(tokens))``, in another way.
 
     The rows of the table that occur are multiplied with the first layer's W_ih once, however often
@@ -51,8 +51,6 @@ class EmbeddingRNN(nn.Module):
 
     embedding: Embedding
     rnn: Any
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
 
     def __init__(
         self,

@@ -9,12 +9,12 @@ from rnnext import _deploy, _errors, _layers, ops
 from rnnext._layers import _Sequence
 from rnnext._leak import Leak, PerLayer
 from rnnext.functional import recurrence
-from rnnext.rnn import CELL_WEIGHTS, attributes_of, check_input, drop_flat_weights, weights_of
+from rnnext.rnn import CELL_WEIGHTS, RNNBase, attributes_of, weights_of
 
 __all__ = ["LeakyRNN", "LeakyRNNCell"]
 
 
-class LeakyRNN(Leak, nn.RNNBase):
+class LeakyRNN(Leak, RNNBase):
     """Multi-layer leaky Elman RNN, with :class:`rnnext.RNN`'s parameters and calls.
 
     Each layer computes, with ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh + noise`` and a = alpha:
@@ -74,8 +74,6 @@ class LeakyRNN(Leak, nn.RNNBase):
     manipulation of information in working memory", Nature Neuroscience 22, 2019 (blend).
     """
 
-    _init_flat_weights = _update_flat_weights = drop_flat_weights
-    check_input = check_input
     _weight = property(lambda self: self.weight_hh_l0)
 
     def __init__(

@@ -39,20 +39,23 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
     return {n: getattr(module, n) for n in (*_layers.Stack.__annotations__, "hidden_size")}
 
 
-def drop_flat_weights(module: Any) -> None:
-    """Empty the list of weights that torch.nn's own forward reads.
+class RNNBase(_deploy.Module, nn.RNNBase):
+    """torch.nn's, but for the list of weights that its own forward reads.
 
     Of a parametrized weight it would hold a result with a graph, which cannot be copied.
     """
-    module._flat_weights = [None] * len(module._flat_weights_names)
-    module._flat_weight_refs = list(module._flat_weights)
 
+    def _init_flat_weights(self) -> None:
+        self._flat_weights = [None] * len(self._flat_weights_names)
+        self._flat_weight_refs: list[Any] = list(self._flat_weights)
 
-def check_input(module: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
-    """torch.nn's method, which reads the dtype of the first of the flat weights."""
-    first = weights_of(module, module._flat_weights_names[:1])
-    read: Any = SimpleNamespace(_flat_weights=first, input_size=module.input_size)
-    nn.RNNBase.check_input(read, input, batch_sizes)
+    _update_flat_weights = _init_flat_weights
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """torch.nn's method, which reads the dtype of the first of the flat weights."""
+        first = weights_of(self, self._flat_weights_names[:1])
+        read: Any = SimpleNamespace(_flat_weights=first, input_size=self.input_size)
+        nn.RNNBase.check_input(read, input, batch_sizes)
 
 
 def cell_of(module: nn.Module) -> str:
@@ -78,14 +81,10 @@ def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
 
 
 # Not an nn.RNN, nn.GRU or nn.LSTM: torch.compile(fullgraph=True) refuses those, subclasses too.
-class Layers(nn.RNNBase, Generic[_State]):
+class Layers(RNNBase, Generic[_State]):
     """The common part of RNN, GRU and LSTM; an LSTM's states are pairs ``(h, c)``."""
 
     _cell: str
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
-    _init_flat_weights = _update_flat_weights = drop_flat_weights
-    check_input = check_input
 
     def forward(
         self,
@@ -148,12 +147,10 @@ class Layers(nn.RNNBase, Generic[_State]):
         __call__ = forward
 
 
-class Cell(nn.RNNCellBase, Generic[_State]):
+class Cell(_deploy.Module, nn.RNNCellBase, Generic[_State]):
     """The common part of RNNCell, GRUCell and LSTMCell; an LSTM's states are pairs ``(h, c)``."""
 
     _cell: str
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
 
     def forward(self, input: Tensor, hx: _State | None = None) -> _State:
         """Compute the next state.
