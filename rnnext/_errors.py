@@ -56,7 +56,7 @@ def refuse_shape(
     """Raise unless the tensor has one of these shapes."""
     if tuple(tensor.shape) not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise error(f"{name} must have shape {expected}, got {list(tensor.shape)}")
+        raise error(f"{name} must have shape {expected}, got {list(tensor.shape)}") from None
 
 
 def refuse_word(name: str, value: str, known: Sequence[str]) -> None:

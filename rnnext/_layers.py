@@ -13,7 +13,7 @@ import rnnext.ops  # noqa: F401  registers the fake kernels
 from rnnext import _C, _errors
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
-_rnn: Callable[..., tuple[Tensor, list[Tensor]]] = torch.ops.rnnext.rnn.default
+rnn_op: Callable[..., tuple[Tensor, list[Tensor]]] = torch.ops.rnnext.rnn.default
 _rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
@@ -103,6 +103,14 @@ def as_states(name: str, cell: str, state: Any) -> tuple[Tensor, ...]:
     raise TypeError(f"{name} must be a pair of tensors, (h, c), got {found}")
 
 
+def both_biases(weight_hh: Tensor, bias_ih: Any, bias_hh: Any) -> list[Any]:
+    """The two, zeros for one that is missing beside the other."""
+    if (bias_ih is None) == (bias_hh is None):
+        return [bias_ih, bias_hh]
+    zeros = weight_hh.new_zeros(len(weight_hh))
+    return [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
+
+
 def as_given(cell: str, states: Any) -> Any:
     """The state of this cell that these tensors make: the one, or a pair."""
     return (states[0], states[1]) if cell == "lstm" else states[0]
@@ -159,7 +167,7 @@ def run(
     try:
         if refused:
             raise refused.pop()  # in a local, it would hold this frame, and so the input
-        output, h_n = (_rnn if is_compiling() else _C.rnn)(
+        output, h_n = (rnn_op if is_compiling() else _C.rnn)(
             data if table is None else table, states, weights, of["bias"], of["num_layers"],
             of["bidirectional"], of["batch_first"], of["dropout"], of["training"],
             None if table is None else data, lengths, batch_sizes, reset, starts, alpha, cell,

@@ -1,7 +1,7 @@
 """The common part of LeakyRNN and LeakyRNNCell: alpha, dt, tau, the noise, and their checks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,18 @@ from rnnext.functional import NOISE_SCALES, scaled_noise
 PerLayer = float | Tensor | Sequence[float | Tensor]
 
 
-def _word(name: str, known: Sequence[str]) -> Any:
-    """A property that is one of these words, checked when it is set."""
+def _checked(name: str, check: Callable[[Any], None], doc: str | None = None) -> Any:
+    """A property that is checked when it is set."""
 
-    def assign(self: nn.Module, value: str) -> None:
-        _errors.refuse_word(name, value, known)
+    def assign(self: nn.Module, value: Any) -> None:
+        check(value)
         self.__dict__[name] = value
 
-    return property(lambda self: self.__dict__[name], assign)
+    return property(lambda self: self.__dict__[name], assign, doc=doc)
+
+
+def _word(name: str, known: Sequence[str]) -> Any:
+    return _checked(name, lambda value: _errors.refuse_word(name, value, known))
 
 
 class Leak(_deploy.Module):
@@ -29,6 +33,9 @@ class Leak(_deploy.Module):
     nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
     form: str = _word("form", _C.forms())
     noise_scale: str = _word("noise_scale", list(NOISE_SCALES))
+    generator: torch.Generator | None = _checked(
+        "generator", _errors.refuse_no_generator, "Where the noise comes from; None: torch's."
+    )
     learn_alpha = property(lambda self: self.__dict__["learn_alpha"])
     hidden_size: int
     num_layers: int
@@ -70,7 +77,7 @@ class Leak(_deploy.Module):
         self._keep_dt()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = name in ("alpha", "tau", "noise_std")  # nn.Module's would register a Parameter
+        own = name in ("alpha", "dt", "tau", "noise_std")  # nn.Module's would register a Parameter
         super(nn.Module if own else Leak, self).__setattr__(name, value)
 
     def _keep(self, name: str, value: Tensor, persistent: bool = True) -> None:
@@ -161,16 +168,16 @@ class Leak(_deploy.Module):
         if not self.learn_alpha:
             self._set_leak(None, value, self.tau)
             return
-        dt = _length(value)
-        names = self._logit_names()
+        dt, names = _length(value), self._logit_names()
         logits = [getattr(self, name) for name in names] + [self._first[name] for name in names]
         with torch.no_grad():
             alphas = [logit.double().sigmoid() * (dt / self._step) for logit in logits]
             if any(bool((alpha >= 1).any()) for alpha in alphas):
                 raise ValueError(f"dt must be less than the learned tau, got {value}")
-            for k, name in enumerate(names):
-                self._write(name, alphas[k].logit())
-                self._first[name].copy_(alphas[len(names) + k].logit())
+            new = [alpha.logit() for alpha in alphas]
+            for name, logit in zip(names, new, strict=False):
+                self._write(name, logit)
+        self._first = self._first | dict(zip(names, new[len(names) :], strict=True))
         self._step = dt
         self._keep_dt()
 
@@ -200,7 +207,7 @@ class Leak(_deploy.Module):
         dt, own = state_dict.get(prefix + "_dt"), self._step
         if dt is not None and own is not None:
             far = not dt.is_meta and not math.isclose(dt, own, rel_tol=0.01)  # of a bfloat16
-            learned = any(prefix + name in state_dict for name in self._logit_names())
+            learned = any("logit_alpha" in key and key.startswith(prefix) for key in state_dict)
             if far and self.learn_alpha and learned:
                 raise RuntimeError(
                     f"{prefix}alpha was learned at dt = {dt:g}, and this module has {own:g}: "
@@ -231,16 +238,6 @@ class Leak(_deploy.Module):
             self._keep("_noise_std", value.clone(), persistent=False)
         else:
             self._noise_std = float(value)
-
-    @property
-    def generator(self) -> torch.Generator | None:
-        """Where the noise comes from; None: torch's generator."""
-        return self.__dict__.get("generator")
-
-    @generator.setter
-    def generator(self, value: torch.Generator | None) -> None:
-        _errors.refuse_no_generator(value)
-        self.__dict__["generator"] = value
 
     def _logit_names(self) -> list[str]:
         directions = ["", "_reverse"] if self.bidirectional else [""]
@@ -320,6 +317,8 @@ def _length(dt: Any) -> float:
     _errors.refuse_no_number("dt", dt)
     if isinstance(dt, Tensor):
         _errors.refuse_shape("dt", dt, ())
+        if dt.requires_grad:
+            raise ValueError("dt must not require a gradient: none reaches it")
     if not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}")
     return float(dt)

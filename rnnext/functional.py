@@ -350,9 +350,7 @@ def recurrence(
     if reset is not None:
         _errors.refuse_shape("reset", reset, input.shape[:2])
         reset = reset.transpose(0, 1) if batch_first else reset
-    if (bias_ih is None) != (bias_hh is None):
-        zeros = weight_hh.new_zeros(hidden)
-        bias_ih, bias_hh = (zeros if bias is None else bias for bias in (bias_ih, bias_hh))
+    bias_ih, bias_hh = _layers.both_biases(weight_hh, bias_ih, bias_hh)
     if reset_state is not None:
         _errors.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)
@@ -507,7 +505,7 @@ def embedding(
     """
     if padding_idx is None:
         padding_idx = -1
-    elif isinstance(weight, Tensor):
+    elif isinstance(weight, Tensor) and weight.dim():
         rows = weight.size(0)
         if not -rows <= padding_idx < rows:
             raise AssertionError("Padding_idx must be within num_embeddings")

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
-from rnnext import _deploy, _errors, _layers, ops
+from rnnext import _C, _deploy, _errors, _layers, ops
 from rnnext._layers import _Sequence
 from rnnext._leak import Leak, PerLayer
 from rnnext.functional import recurrence
@@ -246,24 +247,21 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
             node: Tensor | None = _deploy.leaf(self, input, hx=hx)
             if node is not None:
                 return node
-        weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
-        alphas = self.alphas()
+        weight_ih, weight_hh, *biases = weights_of(self, CELL_WEIGHTS)
+        biases = [b for b in _layers.both_biases(weight_hh, *biases) if b is not None]
+        weights = [weight_ih, weight_hh, *biases]
+        alphas, states = self.alphas(), () if hx is None else (hx,)
         noise = self._noise_stds(alphas) if self.training or self.noise_in_eval else []
-        layer = _layers.Stack(
-            bias=self.bias, num_layers=1, bidirectional=False, batch_first=False, dropout=0.0,
-            training=self.training,
-        )  # fmt: skip
         try:
-            _, h_n = _layers.run(
-                layer, weights, input.unsqueeze(0), None if hx is None else hx.unsqueeze(0),
-                None, None, None, self.form, self.nonlinearity, alphas, noise,
-                noise_keys=self._own_keys(noise),
+            _, (h_n,) = (_layers.rnn_op if is_compiling() else _C.rnn)(
+                input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, bool(biases),
+                1, False, False, 0.0, False, None, None, None, None, (), alphas, self.form, noise,
+                self._own_keys(noise), self.nonlinearity,
             )  # fmt: skip
         except (AttributeError, RuntimeError, ValueError):
-            _errors.raise_of_a_cell(self.form, input, () if hx is None else (hx,), *weights)
+            _errors.raise_of_a_cell(self.form, input, states, *weights)
             raise
-        state: Tensor = h_n.squeeze(0)
-        return state
+        return h_n.squeeze(0)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward

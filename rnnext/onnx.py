@@ -203,7 +203,6 @@ def _rnn_cell(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, cell: Any,
     nonlinearity: Any,
 ) -> Any:  # fmt: skip
-    _refuse_extras(cell, noise=None, reset=None, batch_sizes=None)
     lead = (0,) if len(input.shape) == 2 else (0, 1)
     if bias_ih is None and bias_hh is not None:  # a bias that is missing beside the other is zeros
         bias_ih = op.Sub(bias_hh, bias_hh)

@@ -318,7 +318,6 @@ def _name(value: Any) -> str:
     return type(value).__name__
 
 
-@torch.no_grad()
 def _draw(scores: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """A token of each row of scores ``[B, V]``."""
     highest, tokens = scores.max(-1, keepdim=True)
@@ -377,9 +376,7 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
             raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
     if is_cell:
         n, L = 4, 1
-        if any(bias is not None for bias in weights[2:]):  # a cell takes one alone
-            zeros = weights[1].new_zeros(len(weights[1]))
-            weights[2:] = [zeros if bias is None else bias for bias in weights[2:]]
+        weights[2:] = _layers.both_biases(*weights[1:])  # a cell takes one alone
     else:
         n, L = 4 if rnn.bias else 2, rnn.num_layers
     alphas: list[Any] = [None] * L

@@ -8,8 +8,7 @@ import torch
 from benchmarks import cases, measure, names, rivals, runner
 from benchmarks.rivals import contract
 
-LAYER = {"T": 5, "B": 3, "I": 4, "H": 6}
-TABLE = {"V": 50, "D": 3, "N": 40}
+LAYER, TABLE = {"T": 5, "B": 3, "I": 4, "H": 6}, {"V": 50, "D": 3, "N": 40}
 CASES = [
     cases.Case("rnn", "infer", **LAYER),
     *(

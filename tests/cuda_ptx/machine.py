@@ -77,8 +77,7 @@ class Unit:
     """Lanes that run in step: where those are that can go on, and those that wait."""
 
     def __init__(self, lanes) -> None:
-        self.lanes = lanes
-        self.whole = slice(int(lanes[0]), int(lanes[-1]) + 1)
+        self.lanes, self.whole = lanes, slice(int(lanes[0]), int(lanes[-1]) + 1)
         self.ready: dict[int, Any] = {0: lanes}
         self.waiting: dict[int, Any] = {}
 

@@ -57,8 +57,7 @@ class Global:
 
     def __init__(self, arena: Arena, blocks: int, late: bool) -> None:
         self.arena, self.late = arena, late
-        self.main = arena.bytes
-        self.version = 0
+        self.main, self.version = arena.bytes, 0
         if not self.late:
             return
         self.size = -(-arena.end // 16) * 16

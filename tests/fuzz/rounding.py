@@ -36,8 +36,7 @@ class Rounding(TorchDispatchMode):
 
     def __init__(self, unit, seed):
         super().__init__()
-        self.unit = unit
-        self.numbers = torch.Generator().manual_seed(seed)
+        self.unit, self.numbers = unit, torch.Generator().manual_seed(seed)
         self.kinked = False  # whether a relu had a value that may be on either side of zero
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

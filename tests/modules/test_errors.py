@@ -294,6 +294,7 @@ REFUSED = [  # In the caller's shapes.
     (lambda: EMBEDDING(FAR_TOKENS), RuntimeError, "indices must be on the device of the weights"),
     (lambda: EMBEDDING(TOKENS.to_sparse()), RuntimeError, "indices must be a dense tensor, got"),
     (lambda: EMBEDDING(np.zeros(3, dtype=np.int64)), TypeError, "must be Tensor, not ndarray"),
+    (lambda: functional.embedding(TOKENS, zeros([]), 0), RuntimeError, "'weight' must be 2-D"),
     (lambda: functional.embedding(0 * TOKENS, W_IH, max_norm="1"), TypeError,
      "max_norm must be a number or a tensor, got str"),
     (lambda: rnnext.Embedding.from_linear(W_IH), TypeError,

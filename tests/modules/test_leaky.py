@@ -186,6 +186,10 @@ def test_a_cell_is_one_step_of_one_layer_to_the_bit(form, learned):
     for given in ((x,), (x, h), (x[0], h[0])):
         assert same(results(cell, *given), results(step, *given))
     assert torch.equal(rnnext.Stepper(cell.eval(), 4).step(x, h[None])[1][0], cell(x, h))
+    if learned:  # with biases, of which one may be left out
+        nn.init.zeros_(layer.eval().bias_ih_l0)
+        cell.bias_ih = None
+        assert same(cell(x, h), step(x, h))
     cell.dt = 10
     assert_close(cell.alphas()[0], 10 / torch.linspace(20, 50, 7))
 
@@ -194,15 +198,14 @@ def test_a_cells_errors_are_an_rnn_cells():
     (cell, plain), x, h = (CELL, rnnext.RNNCell(3, 6)), torch.randn(4, 3), torch.randn(4, 6)
     for given in (
         (x[None],), (x, h[None]), (x[:, :2],), (x, h[:3]), (x, h[:, :5]), (x, h[0]),
-        (x.to("meta"),), (x, h.to("meta")), ([0.0],), (x, [0.0]),
+        (x.to("meta"),), (x, h.to("meta")), ([0.0],), (x, [0.0]), (x.double(),), (x, h.half()),
     ):  # fmt: skip
         assert error_of(cell, *given) == error_of(plain, *given)
 
 
 def test_an_invalid_noise_std_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
-    learned = torch.tensor(0.2, requires_grad=True)
-    parameter = nn.Parameter(torch.tensor(0.2))
+    learned, parameter = torch.tensor(0.2, requires_grad=True), nn.Parameter(torch.tensor(0.2))
     for value in (-1, math.nan, math.inf, 1e39, torch.rand(2), learned, parameter, "1", True):
         for refused in (
             lambda v=value: rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=v),
@@ -293,10 +296,17 @@ def test_dt_tau_and_alpha_are_set_where_they_were_given():
         (learned, "alpha", 0.5, AttributeError, "alpha is learned: set logit_alpha_l0"),
         (learned, "tau", 50, AttributeError, "tau is learned: set logit_alpha_l0"),
         (learned, "learn_alpha", False, AttributeError, "'learn_alpha'"),
+        (fixed, "dt", PARAMETER, ValueError, "dt must not require a gradient: none reaches it"),
         (learned, "dt", 101, ValueError, "dt must be less than the learned tau, got 101"),
     ):
         assert_refused(setattr, error, message, module, name, value)
     assert (fixed.dt, float(fixed.tau), learned.dt) == (20, 40, 10)
+    at_5 = rnnext.LeakyRNN(3, 6, dt=5, tau=100, learn_alpha=True)
+    message = "alpha was learned at dt = 10, and this module has 5"
+    assert_refused(at_5.load_state_dict, RuntimeError, message, learned.state_dict())
+    copy.copy(at_5).dt = 1
+    at_5.reset_parameters()
+    assert_close(at_5.tau, torch.full((1, 6), 100.0))
     learned.dt = 20
     assert_close(learned.tau, torch.full((1, 6), 100.0))
 

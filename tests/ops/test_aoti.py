@@ -20,8 +20,7 @@ class EveryModule(nn.Module):
         self.rnn = rnnext.RNN(4, 5, num_layers=2, bias=False)
         self.leaky = rnnext.LeakyRNN(5, 5, alpha=0.4, bidirectional=True)
         self.learned = rnnext.LeakyRNN(10, 5, alpha=0.4, learn_alpha=True, form="voltage")
-        self.cell = rnnext.RNNCell(5, 6)
-        self.words = rnnext.EmbeddingRNN(7, 4, 6)
+        self.cell, self.words = rnnext.RNNCell(5, 6), rnnext.EmbeddingRNN(7, 4, 6)
 
     def forward(self, tokens):
         output, h_n = self.learned(self.leaky(self.rnn(self.embedding(tokens))[0])[0])

@@ -32,8 +32,7 @@ def fits(case):
 def test_each_member_is_what_it_is_alone(case, threads):
     calls = [samples.make(**case, requires_grad=True) for _ in range(case.pop("M"))]
     many = calls[0].stacked(*calls[1:])
-    result = many.call(ops.recurrence_ensemble)
-    each = [call.call(ops.recurrence) for call in calls]
+    result, each = many.call(ops.recurrence_ensemble), [call.call(ops.recurrence) for call in calls]
     assert same(result, [torch.stack(values) for values in zip(*each, strict=True)])
     cotangents = [torch.rand_like(value) for value in result]
     grads = torch.autograd.grad(result, many.float_tensors(), cotangents)

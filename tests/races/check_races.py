@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-COMPILER = os.environ.get("CXX", "g++")
+ROOT, COMPILER = Path(__file__).resolve().parents[2], os.environ.get("CXX", "g++")
 # torch is not watched, and changes a flag of a node that two graphs share unguarded.
 KNOWN = "race:rnnext::node_of\n"
 

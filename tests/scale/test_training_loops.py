@@ -13,8 +13,7 @@ class Classifier(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(7)
-        self.embedding = nn.Embedding(9, 5)
-        self.rnn = nn.RNN(5, 6, 2)
+        self.embedding, self.rnn = nn.Embedding(9, 5), nn.RNN(5, 6, 2)
         self.cell = nn.RNNCell(6, 4)
 
     def forward(self, tokens):

@@ -20,8 +20,7 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding = rnnext.Embedding(11, 6)
-        self.rnn = rnnext.RNN(6, 8, 2, bidirectional=True)
+        self.embedding, self.rnn = rnnext.Embedding(11, 6), rnnext.RNN(6, 8, 2, bidirectional=True)
         self.leaky = rnnext.LeakyRNN(16, 8, alpha=torch.full((8,), 0.5), learn_alpha=True)
         self.cell = rnnext.RNNCell(8, 4)
 

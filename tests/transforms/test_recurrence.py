@@ -83,8 +83,7 @@ def test_vmap_gradients_through_it_and_gradients_of_each_call(case):
     assert_close(given.vmap(gradients(by_op)), expected)
     for tensor in given.tensors:
         tensor.requires_grad_()
-    result = given.vmap(by_op)
-    expected = stacked([call.expected() for call in given.calls()])
+    result, expected = given.vmap(by_op), stacked([call.expected() for call in given.calls()])
     assert_close(result, expected)
     cotangents = [torch.rand_like(v) for v in result]
     found, wanted = (
