@@ -364,7 +364,8 @@ def recurrence(
         raise ValueError(f"noise_scale must be given with alpha and noise_std, got {noise_scale!r}")
     if noise_std is not None:
         must = "finite and not negative"
-        std = _of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s < math.inf, must)
+        most = torch.finfo(weight_hh.dtype).max if weight_hh.is_floating_point() else math.inf
+        std = _of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s <= most, must)
         if std.requires_grad and torch.is_grad_enabled():
             raise ValueError("noise_std must not require a gradient: none reaches it")
         noise = [scaled_noise(std, alphas[0], noise_scale)] if alphas else [std]
@@ -394,7 +395,7 @@ def _of_units(
         return value.to(weight_hh).expand(H)
     if not fits(value):
         raise ValueError(f"{name} must be {must}, got {value}")
-    return weight_hh.new_full((H,), float(value), dtype=torch.float64).to(weight_hh.dtype)
+    return weight_hh.new_full((H,), float(value))
 
 
 def scaled_noise(std: float | Tensor, alpha: Tensor, scale: str | None = None) -> Tensor:
