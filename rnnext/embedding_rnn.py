@@ -124,6 +124,8 @@ class EmbeddingRNN(_deploy.Module):
         most, dims = (1, "1") if isinstance(tokens, PackedSequence) else (2, "1 or 2")
         if not 1 <= data.dim() <= most:
             raise ValueError(f"tokens must have {dims} dimensions, got {data.dim()}")
+        if lengths is not None and data.dim() < 2:
+            raise ValueError("lengths needs 2-D tokens: one sequence or a packed input has its own")
         table = self._table(data)
         if table is None:
             features: Any = self.embedding(data)

@@ -286,6 +286,7 @@ REFUSED = [  # In the caller's shapes.
     (lambda: TOKEN_RNN(FAR_TOKENS), RuntimeError, "indices must be on the device of the weights"),
     (lambda: TOKEN_RNN(TOKENS > 3), TypeError, "tokens must be int32 or int64, got bool"),
     (lambda: OF_FEW(0 * TOKENS[None]), ValueError, "tokens must have 1 or 2 dimensions, got 3"),
+    (lambda: OF_FEW(0 * TOKENS[:, 0], lengths=[5]), ValueError, "lengths needs 2-D tokens: one"),
     (lambda: OF_FEW(PackedSequence(TOKENS, torch.tensor([5]))), ValueError, "1 dimensions, got 2"),
     (lambda: torch.vmap(functional.embedding)(TOKENS[:, None] + 2, zeros(5, 2, 3)), IndexError,
      "at [0, 0, 0], expected 0 <= index < 2"),

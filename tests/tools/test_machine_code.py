@@ -29,8 +29,7 @@ SASS = "\tcode for sm_90\n\t\tFunction : kernel\n" + "".join(
     for i, line in enumerate(CODE.splitlines())
 )
 ((_, _, INSTRUCTIONS),) = machine_code.functions(SASS)
-LOOP = machine_code.step_loop(INSTRUCTIONS)
-FENCING = ("ClusterGroup", "GridGroup")
+LOOP, FENCING = machine_code.step_loop(INSTRUCTIONS), ("ClusterGroup", "GridGroup")
 
 
 def faults(group, *more):
