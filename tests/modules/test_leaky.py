@@ -12,8 +12,8 @@ from helpers.common import assert_close, assert_refused, error_of, same, steps
 from helpers.modules import outputs, results
 
 CELL = rnnext.LeakyRNNCell(3, 6, alpha=0.5, learn_alpha=True)
-TWICE = {"forward": lambda self, x: 2 * x, "right_inverse": lambda self, x: x / 2}
-Twice = type("Twice", (nn.Module,), TWICE)
+DOUBLING = {"forward": lambda self, x: 2 * x, "right_inverse": lambda self, x: x / 2}
+Twice = type("Twice", (nn.Module,), DOUBLING)
 
 
 def test_alpha_of_one_is_the_rnn_to_the_bit():
@@ -267,7 +267,7 @@ def test_what_was_trained_at_one_dt_runs_at_another(tau, learned):
     assert_close(finer(x), twin(x))
     finer.reset_parameters()
     assert_close(finer.alpha, twin.alpha)
-    assert "dt=5" in repr(finer)
+    assert ("dt=5" in repr(finer), finer.weight_hh_l1.shape) == (True, (6, 6))
 
 
 def test_dt_tau_and_alpha_are_set_where_they_were_given():
