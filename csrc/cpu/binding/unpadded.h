@@ -31,7 +31,7 @@ class Unpadded {
   int64_t T_, B_;
   std::vector<int64_t> first_;    // [T+1] the first row of each step, and how many there are
   std::vector<int64_t> lengths_;  // of the sequences that have steps, longest first
-  Tensor order_, rows_;           // which these are; t * B + b of each row
+  Tensor order_, rows_;           // the numbers of these sequences; t * B + b of each row
   Tensor batch_sizes_;
 };
 

@@ -14,7 +14,7 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
 
 // forward: computes the new state, as it is stored, and what is saved, and returns the output.
 //
-// backward: from the gradient of the output, the output or what f gave, and the gradient of the
+// backward: from the gradient of the output, the output or the result of f, and the gradient of the
 // state that does not come through W_hh, computes the gradient q of what the leak mixes, and
 // returns that of the pre-activation.
 template <class S, class Act, Cell cell>

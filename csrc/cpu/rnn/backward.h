@@ -26,14 +26,14 @@ struct BackwardStep {
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
-  Rows<const C> values;  // what f gave; of gates rows that are prefetched, not read
+  Rows<const C> values;  // the results of f; of a gated cell rows that are prefetched, not read
   Rows<const F> a;       // what W_hh^T multiplies: grad_pre of the step after
   Rows<C> grad_pre;
-  Rows<F> next;  // or none: it is grad_pre
+  Rows<F> next;  // grad_pre as operands; none: its rows serve as such
   // The gradient and the values of the step before, both as far apart as `values`; or null.
   const C *grad_ahead, *values_ahead;
   const C* far_saved;  // of a gated cell: state.saved, if tiles read the tensor itself
-  bool past_caches;    // whether grad_pre is written so
+  bool past_caches;    // whether grad_pre is written past the caches
   bool far;            // whether what is prefetched comes from far memory
 
   template <class Extent>
@@ -53,7 +53,7 @@ struct BackwardStep {
     }
     sums.finish(*this, row, column);
   }
-  // Prefetches what the epilogue reads of a row, and the step before of its own.
+  // Prefetches what the epilogue reads of a row, and what the step before will read of its row.
   template <class Extent>
   RNNEXT_INLINE void prefetch(Extent extent, int64_t row, int64_t column) const {
     const int64_t next_row = row * values.stride + column;

@@ -84,8 +84,8 @@ struct BackwardLayout : BackwardCall {
   RowCursor<S> cursor(const WorkItem& item, int64_t t) const {
     return {p, start_operand(), reset_operand(), item, t};
   }
-  // Fills the work item's part of alpha and of these outputs. If a reset comes with the first step,
-  // nothing reads hx, and its output is that of zeros.
+  // Fills the work item's part of alpha, start_output and reset_output. If a reset comes with the
+  // first step, nothing reads hx, and its output is that of zeros.
   void begin_state_rows(const WorkItem& item) const {
     const int64_t from = item.u0 * kPanel<C>, to = item.u1 * kPanel<C>;
     const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
@@ -108,8 +108,8 @@ struct BackwardLayout : BackwardCall {
     }
   }
 
-  // A step's rows in scratch: the gradient of the output and what f gave, and, over sorted
-  // sequences, the output for a leak, and what a leak or gates saved.
+  // A step's rows in scratch: the gradient of the output and the results of f, and, where sequences
+  // are sorted, the output for a leak, and what a leak or gates saved.
   enum StepArray { kGrad, kValues, kOutput, kSaved };
   int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
   int64_t step_array_size() const { return plan.group_rows * step_stride; }

@@ -78,12 +78,12 @@ struct StateRows {
   // before without what comes through W_hh, and `mixed`, for rate, that of what the leak mixes.
   Rows<const C> before;
   Rows<C> carry, mixed;
-  // The step's rows, as stored, of Recurrence::saved, or null, and, backward, of the output.
+  // The step's rows of Recurrence::saved, as stored, or null; and, backward, those of the output.
   void* saved = nullptr;
   const void* output = nullptr;
   int64_t row_stride = 0;
   const void* const* each_before = nullptr;  // a GRU's states before, backward; null: zeros
-  // Its sums, [H] in whole panels, and as many again of what these lost; null: none is wanted.
+  // Sums of alpha's gradient, [H] in whole panels, then what rounding took of each; null: unwanted.
   C* alpha_grad = nullptr;
 };
 

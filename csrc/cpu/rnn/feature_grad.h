@@ -16,7 +16,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
   C* product;  // [rows][I], if they are converted, or sequences are sorted
   size_t bytes;
 
-  // shared: the W_ih that all workers pack together, if they do.
+  // `shared`: the W_ih that all workers pack together, or null.
   FeatureGradients(const BackwardCall& call, F* shared, char* scratch)
       : BackwardCall(call), stride(operands_in<F>(weight(p, 0).K) + kLanes<F>) {
     Arena arena{scratch};

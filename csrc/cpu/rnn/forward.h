@@ -44,7 +44,7 @@ struct ForwardStep {
   bool far = false;      // whether the output's lines come from far memory
   StateRows<C> state = {};
   C* far_saved = nullptr;    // state.saved, if its lines may come from far memory too
-  bool past_caches = false;  // whether state.saved is written so
+  bool past_caches = false;  // whether state.saved is written past the caches
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,

@@ -5,8 +5,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// The output's gradient and what f gave: in the tensors, if the tiles can read them there, else
-// copied to a worker's scratch. And what a leak or gates read besides.
+// The output's gradient and the results of f: in the tensors, if the tiles can read them there,
+// else copied to a worker's scratch. And what a leak or gates read besides.
 template <class S, class MK>
 struct StepInputs : BackwardCall {
   using C = Compute<S>;
@@ -72,7 +72,7 @@ struct StepInputs : BackwardCall {
     const auto* const grad = static_cast<const S*>(g.grad_output);
     return grad ? grad + (p.row(t, b) * p.D + item.d) * p.H : nullptr;
   }
-  // What f gave. Of a GRU, which reads each_before, the rows that these mostly are, to prefetch.
+  // The results of f; of a GRU the states before the step, where the output has them, to prefetch.
   const S* values_row(const WorkItem& item, int64_t t, int64_t b) const {
     const int64_t earlier = p.before(item.d, t);
     if (p.cell == Cell::gru && earlier >= 0 && earlier < p.T) t = earlier;

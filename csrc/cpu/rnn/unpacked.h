@@ -104,10 +104,10 @@ int64_t streamed_size(const Matrix<S, F>& weight) {
 }
 
 // Computes `product`, whose `packed` is not set, for `rows` rows and panels [p0, p1) of a weight
-// [K, columns] that no other product reads. Its panels are packed just before they are multiplied,
-// and always to `panels`, which stays in cache: for few rows those of a block of k (a panel's rows
-// are pages apart where there are many columns), else whole ones. So few that they are one tile
-// read a block's whole panels as they lie.
+// [K, columns] that no other product reads. Its panels are packed to `panels`, which stays in
+// cache, just before they are multiplied: whole ones, or, for few rows, a block of k at a time (a
+// panel's rows are pages apart where there are many columns). For rows so few that they are one
+// tile, whole panels of a block are read as they lie.
 template <class S, class MK>
 void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& weight,
             typename MK::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {

@@ -164,8 +164,8 @@ Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t j) {
   return load(lanes);
 }
 
-// Which gate of W_ih and of W_hh a part of the gradient of the pre-activations belongs to; -1:
-// none. A GRU's n comes first for W_ih and last for W_hh: both have all their gates side by side.
+// The gates of W_ih and W_hh, or -1 for none, to which a part of the pre-activations' gradient
+// belongs. A GRU's n has two parts, W_ih's first and W_hh's last: each weight's gates are adjacent.
 struct GateOfPart {
   int ih, hh;
 };

@@ -12,7 +12,7 @@ namespace rnnext {
 // all but 64 MiB of them marked for the system to take back if it runs short.
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options);
 
-// For a dense tensor that is not written any more: an equal one that is in use, or itself.
+// A tensor in use with the values of this one, which is dense, or itself. Neither is written again.
 at::Tensor shared(at::Tensor tensor);
 
 }  // namespace rnnext
