@@ -94,9 +94,8 @@ def load(label: str) -> Result:
     if not path.exists() and (KEPT / path.name).exists():
         path = KEPT / path.name
     if not path.exists():
-        folders = (FOLDER, KEPT)
-        stored = ", ".join(sorted({p.stem for f in folders for p in f.glob("*.json")})) or "none"
-        raise FileNotFoundError(f"no result {label!r}; stored: {stored}")
+        stored = sorted({p.stem for folder in (FOLDER, KEPT) for p in folder.glob("*.json")})
+        raise FileNotFoundError(f"no result {label!r}; stored: {', '.join(stored) or 'none'}")
     content = json.loads(path.read_text())
     if "label" not in content:
         raise ValueError(f"{label!r} is a suite's result: python -m benchmarks {path.stem}")

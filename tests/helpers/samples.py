@@ -205,8 +205,7 @@ def make(
     if rows == "lengths":
         lengths = torch.tensor([[T, 0, T // 2 + 1][b % 3] for b in range(B)], dtype=torch.long)
     elif rows == "packed":
-        row_lengths = sorted((max(1, T - 2 * b) for b in range(B)), reverse=True)
-        batch_sizes = torch.tensor([sum(n > t for n in row_lengths) for t in range(T)])
+        batch_sizes = torch.tensor([sum(max(1, T - 2 * b) > t for b in range(B)) for t in range(T)])
         shape = (int(batch_sizes.sum()),)
     if source == "table":
         index = torch.randint(vocabulary, shape).to(index_dtype)
